@@ -1,0 +1,10 @@
+"""Distil a large Transformers model into a small one: `DistillationTrainer` is `Trainer` plus a teacher."""
+
+from hf_distill.losses import DistillationLoss
+from hf_distill.mapping import LayerMapping
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training_args import DistillationTrainingArguments
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["DistillationLoss", "DistillationTrainer", "DistillationTrainingArguments", "LayerMapping", "__version__"]

@@ -1,0 +1,92 @@
+"""Which task a Transformers model was built for, read off its class."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForAudioClassification, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import AutoModelForMaskedLM, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers.models.auto import modeling_auto as auto
+
+from hf_distill.activations import Head
+
+# (auto class, its class names, class name ending, kind of head). Names first: GPT2LMHeadModel has no telling ending.
+_TASKS: tuple[tuple[Any, dict[str, Any], str, Any], ...] = (
+    (AutoModelForSequenceClassification, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "ForSequenceClassification", "rows"),
+    (AutoModelForTokenClassification, auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, "ForTokenClassification", "tokens"),
+    (AutoModelForQuestionAnswering, auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "ForQuestionAnswering", "span"),
+    (AutoModelForImageClassification, auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "ForImageClassification", "rows"),
+    (AutoModelForAudioClassification, auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, "ForAudioClassification", "rows"),
+    (AutoModelForMultipleChoice, auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, "ForMultipleChoice", "rows"),
+    (AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "ForMaskedLM", "masked_lm"),
+    (AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "ForCausalLM", "causal_lm"),
+)  # fmt: skip
+
+
+def core_model(model: nn.Module) -> nn.Module:
+    """The Transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def task_class(model: nn.Module) -> Any:
+    """The `AutoModelFor...` class of the model's task, for loading a teacher by name."""
+    return _task(model)[0]
+
+
+def head_of(model: nn.Module) -> Head:
+    """What the model's output means.
+
+    Raises:
+        ValueError: If the model is an encoder-decoder, or its class is of no supported task.
+    """
+    config = core_model(model).config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(core_model(model)).__name__} is an encoder-decoder. Its decoder must be fed the same tokens as the teacher's, "
+            "which DistillationTrainer does not do yet; use an encoder or a decoder-only student."
+        )
+    kind = _task(model)[3]
+    return Head(
+        kind=kind,
+        num_labels=config.num_labels if kind == "rows" else 0,
+        problem_type=getattr(config, "problem_type", None) if kind == "rows" else None,
+        stack="decoder" if kind == "causal_lm" else "encoder",
+    )
+
+
+def has_label_names(model: nn.Module) -> bool:
+    """Whether the classes of the head are the entries of `config.id2label`."""
+    return _task(model)[0] not in (
+        AutoModelForQuestionAnswering, AutoModelForMultipleChoice, AutoModelForMaskedLM, AutoModelForCausalLM
+    )  # fmt: skip
+
+
+def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
+    """Names of the forward arguments, and whether any other keyword is accepted too."""
+    parameters = inspect.signature(core_model(model).forward).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _task(model: nn.Module) -> tuple[Any, dict[str, Any], str, Any]:
+    # Parents too, so that a user's subclass of a Transformers class is recognised.
+    names = [parent.__name__ for parent in type(core_model(model)).__mro__]
+    for name in names:
+        for task in _TASKS:
+            if name in _class_names(task[1]) or name.endswith(task[2]):
+                return task
+    raise ValueError(
+        f"{names[0]} is of no task that can be distilled: it needs a head for sequence, token, image or audio classification, multiple "
+        "choice, question answering, masked or causal language modelling. Load it with the matching AutoModelFor... class, or derive your "
+        "class from one of Transformers'."
+    )
+
+
+def _class_names(mapping: dict[str, Any]) -> set[str]:
+    names: set[str] = set()
+    for value in mapping.values():
+        names.update([value] if isinstance(value, str) else value)
+    return names

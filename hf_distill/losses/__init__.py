@@ -1,0 +1,8 @@
+"""The losses, one a file. A loss sees activations, never models; write your own by deriving from `DistillationLoss`."""
+
+from hf_distill.losses.base import DistillationLoss, LossTerms
+from hf_distill.losses.hard_label import HardLabelLoss
+from hf_distill.losses.hidden_state import HiddenStateLoss
+from hf_distill.losses.soft_target import SoftTargetLoss
+
+__all__ = ["DistillationLoss", "HardLabelLoss", "HiddenStateLoss", "LossTerms", "SoftTargetLoss"]

@@ -1,0 +1,140 @@
+"""The one class that a loss derives from, and the weighted sum of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.activations import Activations, Batch, Needs, Over, Shapes
+
+
+class DistillationLoss(nn.Module):
+    """A term of the objective: sees what two models returned, never the models.
+
+    Derive from it, say what you read, and return one number made by `batch.mean`:
+
+    >>> class LogitDistance(DistillationLoss):
+    ...     student_needs = teacher_needs = Needs(logits=True)
+    ...
+    ...     def forward(self, student, teacher, batch):
+    ...         ours, theirs = batch.predictions(student, teacher)  # (N, V) each
+    ...         return batch.mean((ours.float() - theirs.float()).square().mean(-1))
+    >>> LogitDistance(weight=0.3).weight
+    0.3
+
+    A loss may own parameters: build them in [`setup`]. They are trained, clipped, synchronised, saved and resumed with the
+    student, and stay out of its weights.
+
+    Args:
+        weight: Factor of this term in the sum; at least 0.
+
+    Attributes:
+        student_needs: What the loss reads from the student. Hidden-state indices may be known only after [`setup`]; until
+            then ask for `hidden_states=True`.
+        teacher_needs: The same for the teacher. Empty means that the teacher need not be run.
+        over: What the mean counts (see [`Batch`]); weighs the batches of an evaluation against each other.
+        couples_rows: True where a row's value depends on the other rows of the micro-batch.
+        citation: BibTeX of the source.
+    """
+
+    student_needs: Needs = Needs(logits=True)
+    teacher_needs: Needs = Needs(logits=True)
+    over: Over = "predictions"
+    couples_rows: bool = False
+    citation: str = ""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{type(self).__name__}: weight must be a finite number of at least 0, got {weight!r}.")
+        self.weight = float(weight)
+
+    def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
+        """Build what depends on the two models, from the shapes of one dry forward. Called once, before training."""
+
+    def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
+        """The term, without its weight. Shape: ()."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(student, teacher, batch).")
+
+    def formula(self) -> str:
+        """The term as it stands in the printed equation."""
+        return type(self).__name__
+
+
+class LossTerms(nn.ModuleDict):
+    """Named losses, and their weighted sum.
+
+    Args:
+        losses: Name -> loss. The name becomes the log key `<name>_loss`.
+
+    Raises:
+        ValueError: If there is no loss, a name is unusable, or every weight is 0.
+    """
+
+    def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
+        for name, loss in losses.items():
+            if not isinstance(loss, DistillationLoss):
+                raise ValueError(
+                    f"losses[{name!r}] must be a DistillationLoss object, got {loss!r}. Derive your loss from "
+                    "hf_distill.losses.DistillationLoss and pass an instance of it."
+                )
+            if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
+                raise ValueError(
+                    f"Losses are named by Python identifiers other than {sorted(_RESERVED)}, since the name becomes the "
+                    f"log key '<name>_loss'; got {name!r}."
+                )
+        if not any(loss.weight > 0 for loss in losses.values()):
+            weights = {name: loss.weight for name, loss in losses.items()}
+            raise ValueError(f"At least one loss needs a weight above 0, got {weights}.")
+        super().__init__(losses)
+
+    @property
+    def student_needs(self) -> Needs:
+        return Needs.union(loss.student_needs for loss in self._active().values())
+
+    @property
+    def teacher_needs(self) -> Needs:
+        return Needs.union(loss.teacher_needs for loss in self._active().values())
+
+    def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
+        for loss in self._active().values():
+            loss.setup(student_shapes, teacher_shapes)
+
+    def forward(
+        self,
+        student: Activations,
+        teacher: Activations | None,
+        batch: Batch,
+        replaced: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Every term that counts, without its weight. Shape: () each.
+
+        Args:
+            student: What the student returned.
+            teacher: What the teacher returned; `None` leaves out the terms that need it.
+            batch: Labels, masks and counts.
+            replaced: Terms that were computed elsewhere.
+        """
+        terms = dict(replaced or {})
+        for name, loss in self._active().items():
+            if name not in terms and (teacher is not None or not loss.teacher_needs):
+                terms[name] = loss(student, teacher or Activations(), batch)
+        return {name: terms[name] for name in self._active() if name in terms}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum that is minimised. Shape: ()."""
+        return torch.stack([self[name].weight * term for name, term in terms.items()]).sum()
+
+    def equation(self) -> str:
+        """The sum in words, with its numbers."""
+        return " + ".join(f"{loss.weight:g} * {name}[{loss.formula()}]" for name, loss in self._active().items())
+
+    def _active(self) -> dict[str, DistillationLoss]:
+        return {name: loss for name, loss in self.items() if loss.weight > 0}  # type: ignore[misc]
+
+
+# Each would collide with a log key of Trainer or of the module dictionary.
+_RESERVED = frozenset({"train", "eval", "test", "distillation", "total"})

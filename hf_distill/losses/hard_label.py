@@ -1,0 +1,50 @@
+"""The task's own loss on the labels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_distill.activations import Activations, Batch, Needs
+from hf_distill.losses.base import DistillationLoss
+
+
+class HardLabelLoss(DistillationLoss):
+    """What the student would be trained on without a teacher, averaged over the labelled positions.
+
+    Cross-entropy for one class a position, binary cross-entropy for multi-label heads (averaged over rows and labels), squared error
+    for regression. Positions labelled -100 (NaN for regression) do not count. For spans the padding is no possible answer.
+
+    Args:
+        weight: Factor of this term.
+        label_smoothing: Share of the target that is spread evenly over all classes (Szegedy et al., 2016, section 7).
+
+    Raises:
+        ValueError: If `label_smoothing` is outside [0, 1).
+    """
+
+    student_needs = Needs(logits=True)
+    teacher_needs = Needs()
+    over = "labels"
+
+    def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(weight)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
+        logits = batch.select(student.logits, over="labels").float()  # type: ignore[arg-type]  # (N, V), or (N,)
+        if batch.labels is None:
+            return batch.mean(logits.flatten(), over="labels")  # nothing selected: a zero that still has a gradient
+        labels = batch.select(batch.labels, over="labels")  # (N,)
+        if batch.problem == "regression":
+            return batch.mean((logits - labels).square(), over="labels")
+        if batch.problem == "multi_label_classification":
+            return batch.mean(F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), over="labels")
+        smoothing = self.label_smoothing
+        return batch.mean(F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing), over="labels")
+
+    def formula(self) -> str:
+        smoothing = f", smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
+        return f"task loss on labels{smoothing}"

@@ -1,0 +1,151 @@
+"""What can be known to be wrong before the first step: settings that are refused, and one dry forward of everything."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from hf_distill.activations import Head
+from hf_distill.alignment import (
+    Alignment,
+    agree_on_task,
+    check_image_processors,
+    check_length,
+    class_order,
+    shared_vocabulary,
+)
+from hf_distill.heads import core_model, has_label_names, head_of
+from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.loading import load_processing_class
+
+
+def refuse_unsupported(args: TrainingArguments) -> None:
+    """Refuse what no test has run yet, and what cannot work.
+
+    Raises:
+        ValueError: With the reason and what to do instead.
+    """
+    refused = {
+        "FSDP": bool(args.fsdp),
+        "DeepSpeed": args.deepspeed is not None,
+        "a parallelism_config (tensor, context or sequence parallelism)": getattr(args, "parallelism_config", None) is not None,
+    }
+    for what, asked in refused.items():
+        if asked:
+            raise ValueError(
+                f"DistillationTrainer does not support {what} yet: nobody has tested that the losses are right under it. Use one device, or "
+                "DistributedDataParallel (accelerate launch, torchrun)."
+            )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process means DataParallel, which splits batches behind the losses' back. Start one process a GPU "
+            "(accelerate launch, or torchrun --nproc_per_node), or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+    if args.use_liger_kernel:
+        raise ValueError(
+            "use_liger_kernel fuses the loss into the model and returns no logits, which soft targets need. Set use_liger_kernel=False."
+        )
+
+
+def refuse_unsupported_model(trainer: Trainer) -> None:
+    """The same for what only the built trainer knows (an Accelerate config file, a model sharded when it was loaded)."""
+    refused = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "a model sharded at load time (tensor parallelism)": (getattr(trainer.model, "tp_size", None) or 1) > 1
+        or getattr(trainer.model, "is_distributed_loading_by_transformers", False),
+    }
+    for what, asked in refused.items():
+        if asked:
+            raise ValueError(f"DistillationTrainer does not support {what} yet. Use one device, or accelerate launch with MULTI_GPU.")
+
+
+def align(student: nn.Module, teacher: Teacher | None, ours: Any, theirs: Any, revision: str | None) -> tuple[Head, Alignment]:
+    """Compare two models and their tokenizers: what the student's head means, and how to read the teacher's answers.
+
+    Args:
+        student: The student.
+        teacher: The teacher, or `None` where only stored answers are used, taken to be in the student's order.
+        ours: The student's tokenizer or image processor, if known.
+        theirs: The teacher's; loaded from beside its weights if `None`.
+        revision: Which revision of the teacher to load it from.
+    """
+    head = head_of(student)
+    if teacher is None or teacher.config is None:
+        return head, Alignment()
+    config = core_model(student).config
+    teacher_head = getattr(teacher, "head", None)
+    if teacher_head is not None:
+        head = agree_on_task(head, teacher_head)
+    order = None
+    if has_label_names(student) and head.problem_type != "regression":
+        order = class_order(config.id2label, teacher.config.id2label)
+    ours = _text_or_image(ours)
+    theirs = _text_or_image(theirs) or load_processing_class(teacher, ours, revision)
+    vocabulary = None
+    if getattr(core_model(student), "main_input_name", "input_ids") == "input_ids":
+        known = [p if isinstance(p, PreTrainedTokenizerBase) else None for p in (ours, theirs)]
+        vocabulary = shared_vocabulary(config, teacher.config, *known)
+        check_length(config, teacher.config, known[0])
+    elif isinstance(ours, BaseImageProcessor) and theirs is not None:
+        check_image_processors(ours, theirs)
+    is_language_model = head.kind in ("masked_lm", "causal_lm")
+    return head, Alignment(order, vocabulary if is_language_model else None)
+
+
+def _text_or_image(processor: Any) -> Any:
+    """The part of a multi-part processor that can be compared."""
+    for part in ("tokenizer", "image_processor"):
+        if not isinstance(processor, PreTrainedTokenizerBase) and hasattr(processor, part):
+            return getattr(processor, part)
+    return processor
+
+
+def sample_inputs(trainer: Trainer, rows: int = 2) -> dict[str, Any] | None:
+    """A batch of the first rows of the training (or evaluation) data, on the student's device; `None` if there are none.
+
+    Nothing is used up: random states are restored, and streams that cannot be read twice are left alone.
+    """
+    dataset: Any = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()), None)
+    with preserved_random_state():
+        collator = trainer.data_collator
+        if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) and dataset.column_names is not None:
+            dataset = trainer._remove_unused_columns(dataset)
+        else:
+            collator = trainer._get_collator_with_removed_columns(collator)
+        if isinstance(dataset, datasets.IterableDataset):
+            features = list(dataset.take(rows))
+        elif isinstance(dataset, Dataset | datasets.Dataset | list) and hasattr(dataset, "__len__"):
+            features = [dataset[i] for i in range(min(rows, len(dataset)))]
+        else:
+            features = []
+        if not features:
+            return None
+        inputs = collator(features)
+    device = next(trainer.model.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+
+
+@contextlib.contextmanager
+def preserved_random_state(seed: int | None = None) -> Iterator[None]:
+    """Leave every random state as it was found; inside, start from `seed` if one is given."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,1 @@
+"""Measuring a student and telling about it."""

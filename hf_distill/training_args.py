@@ -1,0 +1,158 @@
+"""The arguments that build the default losses; everything else is `TrainingArguments`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses.hidden_state import DISTANCES
+from hf_distill.losses.soft_target import DIVERGENCES, POSITIONS
+
+
+@dataclass
+class DistillationTrainingArguments(TrainingArguments):
+    """`TrainingArguments` plus the distillation losses' weights and settings.
+
+    The fields below only build the default losses: `soft` (soft targets), `hard` (labels) and `hidden` (hidden states). Weights are
+    independent factors, not shares of one; a weight of 0 drops the term and whatever it would have cost. For anything else
+    pass `losses=` to [`DistillationTrainer`].
+
+    Parses with `HfArgumentParser` from the command line, YAML and JSON.
+
+    Raises:
+        ValueError: If a weight is negative, all are 0, or a setting is out of range.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "layer_mapping",
+        "teacher_model_init_kwargs",
+    ]
+
+    temperature: float = field(
+        default=2.0,
+        metadata={"help": "Softens the answers of both models before they are compared; 1.0 leaves them as they are."},
+    )
+    soft_target_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the divergence between the teacher's and the student's answers."}
+    )
+    hard_label_weight: float = field(default=0.5, metadata={"help": "Weight of the task's own loss on the labels."})
+    hidden_state_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance between mapped hidden states; 0 drops the term."}
+    )
+    divergence: str = field(
+        default="forward_kl",
+        metadata={"help": "How answers are compared.", "choices": list(DIVERGENCES)},
+    )
+    beta: float = field(
+        default=0.5,
+        metadata={"help": "Mixture of divergence='jensen_shannon': 0 is forward KL, 1 reverse KL."},
+    )
+    soft_target_positions: str = field(
+        default="labels",
+        metadata={
+            "help": "Which positions of token tasks have soft targets: where there is a label, or all real tokens.",
+            "choices": list(POSITIONS),
+        },
+    )
+    hidden_state_distance: str = field(
+        default="mse", metadata={"help": "How hidden states are compared.", "choices": list(DISTANCES)}
+    )
+    layer_mapping: dict | str | None = field(
+        default="uniform",
+        metadata={
+            "help": "Which hidden states are compared: 'uniform', 'last', or {student index: teacher index} as JSON. Index 0 "
+            "is the embedding output."
+        },
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher, where no teacher_model is passed to the trainer."}
+    )
+    teacher_model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a teacher that is loaded by name."}
+    )
+    teacher_model_init_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments of from_pretrained for a teacher that is loaded by name, as JSON, for example "
+            '{"dtype": "bfloat16"}.'
+        },
+    )
+    teacher_device: str | None = field(
+        default=None, metadata={"help": "Where the teacher runs, for example 'cuda:1' or 'cpu'; the student's device if unset."}
+    )
+    eval_with_teacher: bool = field(
+        default=True,
+        metadata={"help": "Whether evaluation computes the distillation terms too, which asks the teacher for every batch."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.teacher_model_init_kwargs, str):
+            raise ValueError(
+                f"teacher_model_init_kwargs must be a dict or JSON that starts with '{{', got {self.teacher_model_init_kwargs!r}."
+            )
+        self.layer_mapping = _with_integer_keys(self.layer_mapping)
+        build_losses(self)  # a wrong value is told now, not after the models are loaded
+
+
+# The fields that only say how a default loss is built, with their defaults.
+LOSS_FIELDS: dict[str, Any] = {
+    f.name: f.default
+    for f in fields(DistillationTrainingArguments)
+    if f.name not in {inherited.name for inherited in fields(TrainingArguments)}
+    and not f.name.startswith(("teacher_", "eval_"))
+}
+
+
+def changed_loss_fields(args: TrainingArguments) -> dict[str, Any]:
+    """The loss settings that differ from their defaults, and so contradict `losses=`."""
+    return {name: getattr(args, name) for name, default in LOSS_FIELDS.items() if getattr(args, name, default) != default}
+
+
+def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:
+    """The default losses by name, only those with a weight above 0. Plain `TrainingArguments` stand for the defaults.
+
+    Raises:
+        ValueError: If a weight is negative, all are 0, or a setting is out of range.
+    """
+    setting = SimpleNamespace(**{name: getattr(args, name, default) for name, default in LOSS_FIELDS.items()})
+    _check_weights({name: value for name, value in vars(setting).items() if name.endswith("_weight")})
+    losses: dict[str, DistillationLoss] = {
+        "soft": SoftTargetLoss(
+            temperature=setting.temperature,
+            divergence=setting.divergence,
+            beta=setting.beta,
+            positions=setting.soft_target_positions,
+            weight=setting.soft_target_weight,
+        ),
+        "hard": HardLabelLoss(weight=setting.hard_label_weight, label_smoothing=args.label_smoothing_factor),
+        "hidden": HiddenStateLoss(
+            setting.layer_mapping if setting.layer_mapping is not None else "uniform",
+            distance=setting.hidden_state_distance,
+            weight=setting.hidden_state_weight,
+        ),
+    }
+    return {name: loss for name, loss in losses.items() if loss.weight > 0}
+
+
+def _check_weights(weights: dict[str, Any]) -> None:
+    for name, weight in weights.items():
+        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}.")
+    if not any(weights.values()):
+        raise ValueError(f"At least one weight must be above 0, got {weights}.")
+
+
+def _with_integer_keys(mapping: dict[Any, Any] | str | None) -> dict[int, int] | str | None:
+    if not isinstance(mapping, dict):
+        return mapping
+    try:
+        return {int(student): int(teacher) for student, teacher in mapping.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"layer_mapping must map whole numbers to whole numbers, got {mapping!r}.") from None

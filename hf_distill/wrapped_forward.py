@@ -1,0 +1,61 @@
+"""Running the losses inside the student's forward, so that whatever wraps the student sees their parameters.
+
+A projection that is called outside the wrapped forward is not synchronised between processes, and one that is a child of the
+student but called outside its forward makes DistributedDataParallel fail on the second use of a parameter. So for the
+length of training the losses are a child of the student, and they are called inside its forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from hf_distill.losses import LossTerms
+
+CHILD = "distillation_losses"
+
+
+def attach_losses(student: nn.Module, losses: LossTerms) -> None:
+    """Make trainable losses a child of the student: clipped, synchronised and optimised with it, but never saved with it."""
+    keys = set(losses.state_dict())
+    if not keys or hasattr(student, CHILD):
+        return
+    student.add_module(CHILD, losses)
+    ignored = getattr(student, "_keys_to_ignore_on_save", None) or set()
+    student._keys_to_ignore_on_save = {*ignored, *(f"{CHILD}.{key}" for key in keys)}  # type: ignore[assignment]
+
+
+def detach_losses(student: nn.Module) -> None:
+    """Undo `attach_losses`."""
+    if not hasattr(student, CHILD):
+        return
+    delattr(student, CHILD)
+    ignored: Any = student._keys_to_ignore_on_save
+    student._keys_to_ignore_on_save = {key for key in ignored if not key.startswith(f"{CHILD}.")}  # type: ignore[assignment]
+
+
+def forward_through(wrapper: nn.Module, student: nn.Module, step: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """Call `step(student, **inputs)` from inside `wrapper(**inputs)`.
+
+    For the outer call alone the student's forward is replaced by `step`; the student that `step` calls is the untouched one, with
+    Accelerate's autocast around its forward.
+    """
+    own = vars(student).get("forward")  # Accelerate's autocast patches the instance; usually there is nothing here
+
+    def restore() -> None:
+        if own is None:
+            vars(student).pop("forward", None)
+        else:
+            student.forward = own
+
+    def redirected(*args: Any, **kwargs: Any) -> Any:
+        restore()
+        return step(student, *args, **kwargs)
+
+    student.forward = redirected
+    try:
+        return wrapper(**inputs)
+    finally:
+        restore()

@@ -1,0 +1,87 @@
+"""One training run whose gradients and weights are kept: what the parity tests compare, alone or as one of two processes.
+
+Run under torchrun it writes what rank 0 saw, after checking that the other rank has the same.
+"""
+
+import sys
+import tempfile
+
+import torch
+from torch import distributed as dist
+
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.losses import HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.testing import TASKS, tiny_task
+
+STEPS = 3
+
+
+class RecordingTrainer(DistillationTrainer):
+    """Keeps the gradients of the first step as they are before clipping."""
+
+    gradients: dict | None = None
+
+    def _clip_grad_norm(self, model):
+        if self.gradients is None:
+            core = self.accelerator.unwrap_model(model)
+            self.gradients = {n: p.grad.clone() for n, p in core.named_parameters() if p.grad is not None}
+        return super()._clip_grad_norm(model)
+
+
+def every_term():
+    """All losses at once, each with its own divergence or distance, projections on."""
+    return {
+        "hard": HardLabelLoss(weight=0.5),
+        "soft": SoftTargetLoss(temperature=2.0),
+        "reverse": SoftTargetLoss(divergence="reverse_kl", temperature=3.0, weight=0.3),
+        "jsd": SoftTargetLoss(divergence="jensen_shannon", beta=0.3),
+        "everywhere": SoftTargetLoss(positions="all", weight=0.2),
+        "hidden": HiddenStateLoss("uniform"),
+        "unit": HiddenStateLoss({0: 0, 1: 2}, distance="normalized_mse"),
+        "cosine": HiddenStateLoss({2: 4}, distance="cosine"),
+    }
+
+
+def run(name, batch_size, accumulation, losses=None):
+    """Gradients of the first step, weights and losses' parameters after all, and the logs."""
+    task = tiny_task(name)
+    with tempfile.TemporaryDirectory() as folder:
+        args = DistillationTrainingArguments(
+            folder, use_cpu=True, report_to="none", disable_tqdm=True, optim="sgd", learning_rate=0.1, max_grad_norm=0.5,
+            lr_scheduler_type="constant", per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
+            max_steps=STEPS, logging_steps=1, save_strategy="no",
+            ddp_backend="gloo" if dist.is_torchelastic_launched() else None,
+        )  # fmt: skip
+        trainer = RecordingTrainer(
+            task.student, args, task.collate, task.rows, teacher_model=task.teacher, losses=losses or every_term()
+        )
+        trainer.train()
+    return {
+        "gradients": trainer.gradients,
+        "weights": dict(trainer.model.state_dict()),
+        "losses": dict(trainer.losses.state_dict()),
+        "logs": [line for line in trainer.state.log_history if "loss" in line],
+    }
+
+
+def different_tensors(ours, theirs, relative=1e-5):
+    """Names of tensors whose difference exceeds `relative` of their norm; the bound of every parity test."""
+    assert set(ours) == set(theirs)
+    return [k for k in ours if (ours[k] - theirs[k]).norm() > relative * theirs[k].norm() + 1e-8]
+
+
+def main(path):
+    torch.set_num_threads(1)
+    results = {}
+    for name in TASKS:
+        results[name] = run(name, batch_size=4, accumulation=2)
+        gathered = [None, None]
+        dist.all_gather_object(gathered, {**results[name]["weights"], **results[name]["losses"]})
+        assert not different_tensors(gathered[0], gathered[1], 0.0), f"{name}: the two ranks drifted apart"
+    if dist.get_rank() == 0:
+        torch.save(results, path)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,49 @@
+"""The result does not depend on how a batch is split into micro-batches and processes."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parity import different_tensors, run
+
+from hf_distill.testing import TASKS
+
+
+@functools.cache
+def whole_batch(name):
+    return run(name, batch_size=16, accumulation=1)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """Every task on two gloo processes, 4 rows x 2 micro-batches each; one pair of processes for all of them."""
+    path = tmp_path_factory.mktemp("ddp") / "results.pt"
+    script = Path(__file__).with_name("parity.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(path, weights_only=False)
+
+
+def assert_same_run(ours, theirs):
+    for part in ("gradients", "weights", "losses"):
+        assert different_tensors(ours[part], theirs[part]) == [], part
+    assert ours["losses"], "the losses should have learned parameters in this test"
+    for mine, other in zip(ours["logs"], theirs["logs"], strict=True):
+        terms = {key for key in other if key.endswith("loss")}
+        assert len(terms) == 9
+        assert {key: mine[key] for key in terms} == pytest.approx({key: other[key] for key in terms}, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 4), (2, 8)])
+def test_result_does_not_depend_on_accumulation(name, batch_size, accumulation):
+    assert_same_run(run(name, batch_size, accumulation), whole_batch(name))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_result_does_not_depend_on_processes(name, two_processes):
+    assert_same_run(two_processes[name], whole_batch(name))
