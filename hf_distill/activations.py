@@ -329,8 +329,8 @@ def _rows_masks(
     everything = torch.ones(rows, num_labels, dtype=torch.bool, device=device)
     if labels is None:
         return None, None, everything
-    labels = labels.reshape(rows, num_labels).float()
-    missing = labels.isnan() if problem == "regression" else labels == IGNORED  # -100 is a fine regression target
+    labels = labels.reshape(rows, num_labels)
+    missing = torch.isnan(labels) if problem == "regression" else labels == IGNORED  # -100 is a fine regression target
     return labels, ~missing, everything
 
 

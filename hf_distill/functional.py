@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(_wide(logits) / temperature, dim=-1)
+    return F.log_softmax(at_least_fp32(logits) / temperature, dim=-1)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     tensor([1., 1.])
     """
     _require_same_shape(student, teacher)
-    return (_wide(student) - _wide(teacher)).square().mean(-1)
+    return (at_least_fp32(student) - at_least_fp32(teacher)).square().mean(-1)
 
 
 def normalized_mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def normalized_mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     True
     """
     _require_same_shape(student, teacher)
-    return (F.normalize(_wide(student), dim=-1) - F.normalize(_wide(teacher), dim=-1)).square().sum(-1)
+    return (F.normalize(at_least_fp32(student), dim=-1) - F.normalize(at_least_fp32(teacher), dim=-1)).square().sum(-1)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -152,11 +152,18 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     tensor([2.])
     """
     _require_same_shape(student, teacher)
-    return 1.0 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)
+    return 1.0 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(teacher), dim=-1)
 
 
-def _wide(x: Tensor) -> Tensor:
-    # float64 stays float64, so that gradients can be checked; everything narrower is computed in fp32.
+def at_least_fp32(x: Tensor) -> Tensor:
+    """The tensor in fp32; float64 stays float64, so that gradients can be checked.
+
+    Shape:
+        (...) -> (...).
+
+    >>> at_least_fp32(torch.zeros(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -45,6 +45,8 @@ def every_term():
 def run(name, batch_size, accumulation, losses=None):
     """Gradients of the first step, weights and losses' parameters after all, and the logs."""
     task = tiny_task(name)
+    # In float64, so that a gradient whose true value is 0 (the bias of a softmax over positions) is not mere rounding noise.
+    task.student.double(), task.teacher.double()
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationTrainingArguments(
             folder, use_cpu=True, report_to="none", disable_tqdm=True, optim="sgd", learning_rate=0.1, max_grad_norm=0.5,
@@ -55,6 +57,7 @@ def run(name, batch_size, accumulation, losses=None):
         trainer = RecordingTrainer(
             task.student, args, task.collate, task.rows, teacher_model=task.teacher, losses=losses or every_term()
         )
+        trainer.losses.double()
         trainer.train()
     return {
         "gradients": trainer.gradients,

@@ -1,6 +1,7 @@
 """The result does not depend on how a batch is split into micro-batches and processes."""
 
 import functools
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,11 @@ def two_processes(tmp_path_factory):
     """Every task on two gloo processes, 4 rows x 2 micro-batches each; one pair of processes for all of them."""
     path = tmp_path_factory.mktemp("ddp") / "results.pt"
     script = Path(__file__).with_name("parity.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, str(script), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(path, weights_only=False)
 

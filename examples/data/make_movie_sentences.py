@@ -1,12 +1,12 @@
-"""Make movie_sentences.csv.gz from the archive inside vaderSentiment's source distribution.
+r"""Make movie_sentences.csv.gz from the archive inside vaderSentiment's source distribution.
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
     tar xzf vaderSentiment-3.3.2.tar.gz
     python make_movie_sentences.py \
         vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz movie_sentences.csv.gz
 
-The result is the same byte for byte wherever zlib compresses alike; the *content* always is, and
-its sha256 is what `_movie_data.py` and the tests check.
+The bytes are the same wherever zlib compresses alike; the *content* always is:
+its sha256 is in README.md, and a test checks it.
 """
 
 import csv
@@ -32,7 +32,7 @@ def read_ground_truth(archive: Path) -> str:
     digest = hashlib.sha256(raw).hexdigest()
     if digest != MEMBER_SHA256:
         raise ValueError(f"{MEMBER} has sha256 {digest}, expected {MEMBER_SHA256}.")
-    return raw.decode("utf-8")  # strict; read as latin-1 the accents of 161 rows would be garbled
+    return raw.decode("utf-8")  # strict; read as latin-1 the accents of 133 rows would be garbled
 
 
 def to_csv(ground_truth: str) -> str:

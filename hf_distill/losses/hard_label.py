@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.activations import Activations, Batch, Needs
+from hf_distill.functional import at_least_fp32
 from hf_distill.losses.base import DistillationLoss
 
 
@@ -34,10 +35,12 @@ class HardLabelLoss(DistillationLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-        logits = batch.select(student.logits, over="labels").float()  # type: ignore[arg-type]  # (N, V), or (N,)
+        logits = at_least_fp32(batch.select(student.logits, over="labels"))  # type: ignore[arg-type]  # (N, V), or (N,)
         if batch.labels is None:
             return batch.mean(logits.flatten(), over="labels")  # nothing selected: a zero that still has a gradient
         labels = batch.select(batch.labels, over="labels")  # (N,)
+        if batch.problem != "single_label_classification":
+            labels = labels.to(logits.dtype)
         if batch.problem == "regression":
             return batch.mean((logits - labels).square(), over="labels")
         if batch.problem == "multi_label_classification":

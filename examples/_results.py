@@ -1,0 +1,86 @@
+"""Tables of results: printed with aligned columns, and as Markdown for a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+
+from huggingface_hub import ModelCard
+
+
+@dataclass
+class Result:
+    """One line of the table; a model that was trained with several seeds has several values.
+
+    Args:
+        name: What the line is called.
+        accuracy: Share of right answers, one value a seed.
+        agreement: Share of answers that are the teacher's, one value a seed; empty for the teacher.
+        retention: Accuracy divided by the teacher's, one value a seed; empty for the teacher.
+        parameters: How many numbers the model holds.
+        megabytes: Size of its weights on disk.
+        latency_ms: Median answer time at batch 1.
+    """
+
+    name: str
+    accuracy: list[float]
+    agreement: list[float] = field(default_factory=list)
+    retention: list[float] = field(default_factory=list)
+    parameters: int | None = None
+    megabytes: float | None = None
+    latency_ms: float | None = None
+
+
+Cells = Callable[[Result], str]
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean, with the standard deviation where there is more than one value."""
+    if not values:
+        return ""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+COLUMNS: dict[str, Cells] = {
+    "model": lambda r: r.name,
+    "accuracy %": lambda r: percent(r.accuracy),
+    "retention %": lambda r: percent(r.retention),
+    "agreement %": lambda r: percent(r.agreement),
+    "parameters": lambda r: _number(r.parameters, 0),
+    "MB": lambda r: _number(r.megabytes, 1),
+    "ms": lambda r: _number(r.latency_ms, 2),
+}
+
+
+def table(results: Sequence[Result], markdown: bool = False) -> str:
+    """The results in aligned columns: the names on the left, numbers on the right.
+
+    A column that is empty in every line is left out.
+    """
+    kept = {title: cell for title, cell in COLUMNS.items() if any(cell(r) for r in results)}
+    rows = [list(kept), *([cell(result) for cell in kept.values()] for result in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(kept))]
+    lines = [
+        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+    if not markdown:
+        rule = ["-" * width for width in widths]
+        return "\n".join("  ".join(line) for line in [lines[0], rule, *lines[1:]])
+    rule = [":" + "-" * (w - 1) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def add_results(card: str | Path, results: Sequence[Result], notes: str) -> None:
+    """Append the table to a model card, with the notes that it needs to be understood."""
+    loaded = ModelCard.load(card)
+    body = f"## Results\n\n{table(results, markdown=True)}\n\n{notes}"
+    loaded.text = f"{loaded.text.rstrip()}\n\n{body}\n"
+    loaded.save(card)

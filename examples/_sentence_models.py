@@ -1,0 +1,260 @@
+"""Teacher and students of `movie_sentences.py`: how they are trained, asked and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _sentence_job import Job
+from datasets import Dataset, DatasetDict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+
+SETTINGS_FILE = "job_settings.json"
+
+
+class QuietProgress(ProgressCallback):
+    """Trainer's progress bars without its log lines; the job prints a line of its own per stage."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Say nothing."""
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right answers (`evaluate.load("accuracy")` would need the Hub)."""
+    answers = np.asarray(prediction.predictions).argmax(-1)
+    return {"accuracy": float((answers == prediction.label_ids).mean())}
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine computes in bf16 itself; elsewhere bf16 is emulated and slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def training_settings(
+    folder: Path, epochs: float, learning_rate: float, **other: Any
+) -> dict[str, Any]:
+    """Arguments that teacher and students share: batches of like lengths, the best epoch wins."""
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "warmup_steps": 0.1,  # below 1 a share of all steps
+        "per_device_eval_batch_size": 64,
+        "train_sampling_strategy": "group_by_length",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_only_model": True,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **other,
+    }
+
+
+def train(trainer: Trainer) -> list[float]:
+    """Train with bars only; returns each epoch's validation accuracy, leaves the best loaded."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(QuietProgress)
+    trainer.train()
+    return [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
+
+
+def fingerprint(data: DatasetDict) -> str:
+    """Changes when any text, label, or their order does."""
+    rows = {name: [part["text"][:], part["label"][:]] for name, part in data.items()}
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def stored_teacher(folder: Path, settings: dict[str, Any]) -> PreTrainedModel | None:
+    """The teacher of an earlier run, if it was made with these very settings."""
+    file = folder / SETTINGS_FILE
+    if not file.is_file() or json.loads(file.read_text()) != settings:
+        return None
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def store_teacher(
+    folder: Path,
+    settings: dict[str, Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Save beside the final place and rename: an interrupted run leaves no half a teacher."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    (unfinished / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def fine_tune_teacher(
+    name: str,
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: dict[str, Any],
+) -> tuple[PreTrainedModel, list[float]]:
+    """A pretrained encoder with a classification head, and its validation accuracies.
+
+    With `num_train_epochs=0` the model is taken as it is; its classes must then be the data's.
+    """
+    names = data["train"].features["label"].names
+    if arguments["num_train_epochs"] == 0:
+        model = AutoModelForSequenceClassification.from_pretrained(name)
+        classes = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
+        generic = [f"label_{i}" for i in range(len(names))]
+        if classes not in ([label.lower() for label in names], generic):
+            raise SystemExit(
+                f"The teacher's classes {classes} are not the data's, {names}, in order."
+            )
+        return model, []
+    set_seed(0)  # the head is new
+    model = AutoModelForSequenceClassification.from_pretrained(
+        name,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={label: i for i, label in enumerate(names)},
+        ignore_mismatched_sizes=True,  # a head for other classes is replaced
+    )
+    trainer = Trainer(
+        model,
+        TrainingArguments(**arguments),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        compute_metrics=accuracy,
+    )
+    accuracies = train(trainer)
+    return model, accuracies
+
+
+def answers(
+    model: PreTrainedModel,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    bf16: bool,
+) -> torch.Tensor:
+    """Logits of all rows (N, V), in the rows' order."""
+    # Sorted by length there is hardly any padding to compute. `group_by_length` would do the same,
+    # but predict() would then return the rows in the sampler's order.
+    lengths = [len(ids) for ids in data["input_ids"]]
+    order = np.argsort(lengths, kind="stable")[::-1]
+    arguments = TrainingArguments(
+        str(folder), per_device_eval_batch_size=64, bf16=bf16, report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, processing_class=tokenizer)
+    columns = [c for c in data.column_names if c not in ("text", "label", "teacher_logits")]
+    prediction = trainer.predict(data.select_columns(columns).select(order.tolist()))
+    logits = np.empty_like(prediction.predictions, dtype=np.float32)
+    logits[order] = prediction.predictions
+    return torch.from_numpy(logits)
+
+
+def teacher_answers(
+    file: Path,
+    settings: dict[str, Any],
+    teacher: PreTrainedModel,
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """The teacher's logits for every split, asked once and kept; and whether they were there."""
+    key = json.dumps(settings, sort_keys=True)
+    if file.is_file():
+        with safe_open(str(file), "pt") as kept:
+            if (kept.metadata() or {}).get("settings") == key:
+                return {split: kept.get_tensor(split) for split in data}, True
+    bf16 = settings["bf16"]
+    logits = {
+        split: answers(teacher, part, tokenizer, file.parent / "runs", bf16)
+        for split, part in data.items()
+    }
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    save_file(logits, unfinished, metadata={"settings": key})
+    os.replace(unfinished, file)
+    return logits, False
+
+
+@dataclass
+class Lesson:
+    """All that a student learns from; the data's train and validation have `teacher_logits`."""
+
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: DatasetDict
+    logits: dict[str, torch.Tensor]
+
+
+def new_student(job: Job, lesson: Lesson, seed: int) -> PreTrainedModel:
+    """A small BERT on the teacher's vocabulary and classes, with random weights."""
+    set_seed(seed)
+    config = BertConfig(
+        vocab_size=lesson.teacher.config.vocab_size,
+        hidden_size=job.student_hidden_size,
+        num_hidden_layers=job.student_layers,
+        num_attention_heads=job.student_heads,
+        intermediate_size=4 * job.student_hidden_size,
+        max_position_embeddings=job.max_length,
+        pad_token_id=lesson.tokenizer.pad_token_id,
+        id2label=lesson.teacher.config.id2label,
+        label2id=lesson.teacher.config.label2id,
+    )
+    return BertForSequenceClassification(config)
+
+
+def train_student(
+    job: Job, lesson: Lesson, seed: int, folder: Path, *, learning_rate: float, **losses: float
+) -> tuple[DistillationTrainer, list[float]]:
+    """One student from the random weights of `seed`; its trainer and validation accuracies.
+
+    The teacher's answers are a column of the data, so the trainer needs no teacher. With
+    `soft_target_weight=0` it learns from the labels alone: the same code is its own baseline.
+    """
+    arguments = training_settings(
+        folder,
+        job.student_epochs,
+        learning_rate,
+        seed=seed,
+        per_device_train_batch_size=job.batch_size,
+        **losses,
+    )
+    trainer = DistillationTrainer(
+        new_student(job, lesson, seed),
+        DistillationTrainingArguments(**arguments),
+        train_dataset=lesson.data["train"],
+        eval_dataset=lesson.data["validation"],
+        processing_class=lesson.tokenizer,
+        compute_metrics=accuracy,
+    )
+    return trainer, train(trainer)

