@@ -12,9 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_distill.reports.measure import count_parameters, disk_megabytes, measure_latency
 
 
-def score(
-    result: Result, answer: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor
-) -> None:
+def score(result: Result, answer: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor) -> None:
     """Add one model's test answers (class indices) to its line of the table."""
     result.accuracy.append((answer == labels).double().mean().item())
     result.retention.append(result.accuracy[-1] / (teacher == labels).double().mean().item())
@@ -31,10 +29,7 @@ def measure(
     """Size and speed of a saved model, into its line of the table; always timed on the CPU."""
     sentences = data["test"]["text"][:100]
     limit = max(map(len, data["test"]["input_ids"]))
-    batches = [
-        dict(tokenizer(text, truncation=True, max_length=limit, return_tensors="pt"))
-        for text in sentences
-    ]
+    batches = [dict(tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")) for text in sentences]
     result.parameters = count_parameters(model)
     result.megabytes = disk_megabytes(folder)
     result.latency_ms = measure_latency(model.cpu(), batches, runs=200).p50_ms

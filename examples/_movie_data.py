@@ -45,17 +45,13 @@ def movie_sentences() -> tuple[DatasetDict, int]:
     label = ClassLabel(names=["negative", "positive"])
     features = Features({"text": Value("string"), "label": label})
     data = {
-        name: Dataset.from_dict(
-            {"text": [text for text, _ in part], "label": [label for _, label in part]}, features
-        )
+        name: Dataset.from_dict({"text": [text for text, _ in part], "label": [label for _, label in part]}, features)
         for name, part in splits.items()
     }
     return DatasetDict(data), len(rows) - sum(map(len, splits.values()))
 
 
-def named_dataset(
-    name: str, config: str | None, text_column: str, label_column: str
-) -> DatasetDict:
+def named_dataset(name: str, config: str | None, text_column: str, label_column: str) -> DatasetDict:
     """A dataset by its Hub name or folder, with columns `text` and `label` in three splits.
 
     Where the test has no labels (as in GLUE) or is missing, validation takes its place; where

@@ -33,6 +33,8 @@ class Result:
     latency_ms: float | None = None
 
 
+SCRATCH = "was trained from random weights, with a teacher,"
+
 Cells = Callable[[Result], str]
 
 
@@ -68,8 +70,7 @@ def table(results: Sequence[Result], markdown: bool = False) -> str:
     rows = [list(kept), *([cell(result) for cell in kept.values()] for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(kept))]
     lines = [
-        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
+        [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in rows
     ]
     if not markdown:
         rule = ["-" * width for width in widths]
@@ -78,9 +79,22 @@ def table(results: Sequence[Result], markdown: bool = False) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
-def add_results(card: str | Path, results: Sequence[Result], notes: str) -> None:
-    """Append the table to a model card, with the notes that it needs to be understood."""
+def complete_card(card: str | Path, sections: dict[str, str], results: Sequence[Result], notes: str) -> None:
+    """Fill the sections that Trainer's card leaves open, and append the table with its notes.
+
+    Args:
+        card: The file to complete.
+        sections: Heading -> what stands under it instead of "More information needed".
+        results: The lines of the table.
+        notes: What a reader of the table must know.
+    """
     loaded = ModelCard.load(card)
-    body = f"## Results\n\n{table(results, markdown=True)}\n\n{notes}"
-    loaded.text = f"{loaded.text.rstrip()}\n\n{body}\n"
+    loaded.data.pipeline_tag = "text-classification"
+    text = loaded.text
+    for heading, body in sections.items():
+        text = text.replace(f"## {heading}\n\nMore information needed", f"## {heading}\n\n{body}")
+    # Trainer takes every model for a fine-tuned one; a model made from a config has no such name.
+    text = text.replace("is a fine-tuned version of [](https://huggingface.co/)", SCRATCH)
+    table_section = f"## Results\n\n{table(results, markdown=True)}\n\n{notes}"
+    loaded.text = f"{text.rstrip()}\n\n{table_section}\n"
     loaded.save(card)

@@ -24,7 +24,7 @@ class Job:
 
     teacher: str | None = option(None, "Name or folder of an encoder; the MiniLM package if unset.")
     teacher_epochs: int = option(2, "0 takes a teacher that is fine-tuned already as it is.")
-    teacher_learning_rate: float = option(1e-4, "Learning rate of the teacher.")
+    teacher_learning_rate: float = option(5e-5, "Learning rate of the teacher.")
 
     dataset: str | None = option(None, "Name or folder of a dataset; the movie sentences if unset.")
     dataset_config: str | None = option(None, "Configuration of the dataset.")

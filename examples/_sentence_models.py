@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from _sentence_job import Job
+from _training import accuracy, train
 from datasets import Dataset, DatasetDict
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,10 +22,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProgressCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -34,19 +34,6 @@ from hf_distill import DistillationTrainer, DistillationTrainingArguments
 SETTINGS_FILE = "job_settings.json"
 
 
-class QuietProgress(ProgressCallback):
-    """Trainer's progress bars without its log lines; the job prints a line of its own per stage."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Say nothing."""
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of right answers (`evaluate.load("accuracy")` would need the Hub)."""
-    answers = np.asarray(prediction.predictions).argmax(-1)
-    return {"accuracy": float((answers == prediction.label_ids).mean())}
-
-
 def has_fast_bf16() -> bool:
     """Whether this machine computes in bf16 itself; elsewhere bf16 is emulated and slower."""
     if torch.cuda.is_available():
@@ -55,9 +42,7 @@ def has_fast_bf16() -> bool:
     return cpu.is_file() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
-def training_settings(
-    folder: Path, epochs: float, learning_rate: float, **other: Any
-) -> dict[str, Any]:
+def training_settings(folder: Path, epochs: float, learning_rate: float, **other: Any) -> dict[str, Any]:
     """Arguments that teacher and students share: batches of like lengths, the best epoch wins."""
     return {
         "output_dir": str(folder),
@@ -74,18 +59,10 @@ def training_settings(
         "metric_for_best_model": "accuracy",
         "logging_strategy": "no",
         "report_to": "none",
+        "disable_tqdm": False,  # bars although the log level is above warnings
         "dataloader_pin_memory": torch.cuda.is_available(),
         **other,
     }
-
-
-def train(trainer: Trainer) -> list[float]:
-    """Train with bars only; returns each epoch's validation accuracy, leaves the best loaded."""
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(QuietProgress)
-    trainer.train()
-    return [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
 
 
 def fingerprint(data: DatasetDict) -> str:
@@ -134,9 +111,7 @@ def fine_tune_teacher(
         classes = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
         generic = [f"label_{i}" for i in range(len(names))]
         if classes not in ([label.lower() for label in names], generic):
-            raise SystemExit(
-                f"The teacher's classes {classes} are not the data's, {names}, in order."
-            )
+            raise SystemExit(f"The teacher's classes {classes} are not the data's, {names}, in order.")
         return model, []
     set_seed(0)  # the head is new
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -159,24 +134,25 @@ def fine_tune_teacher(
 
 
 def answers(
-    model: PreTrainedModel,
-    data: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    bf16: bool,
+    model: PreTrainedModel, data: Dataset, tokenizer: PreTrainedTokenizerBase, bf16: bool = False
 ) -> torch.Tensor:
     """Logits of all rows (N, V), in the rows' order."""
     # Sorted by length there is hardly any padding to compute. `group_by_length` would do the same,
     # but predict() would then return the rows in the sampler's order.
     lengths = [len(ids) for ids in data["input_ids"]]
     order = np.argsort(lengths, kind="stable")[::-1]
-    arguments = TrainingArguments(
-        str(folder), per_device_eval_batch_size=64, bf16=bf16, report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
-    trainer = Trainer(model, arguments, processing_class=tokenizer)
     columns = [c for c in data.column_names if c not in ("text", "label", "teacher_logits")]
-    prediction = trainer.predict(data.select_columns(columns).select(order.tolist()))
+    with tempfile.TemporaryDirectory() as unused:
+        arguments = TrainingArguments(
+            unused,
+            per_device_eval_batch_size=64,
+            bf16=bf16,
+            report_to="none",
+            disable_tqdm=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = Trainer(model, arguments, processing_class=tokenizer)
+        prediction = trainer.predict(data.select_columns(columns).select(order.tolist()))
     logits = np.empty_like(prediction.predictions, dtype=np.float32)
     logits[order] = prediction.predictions
     return torch.from_numpy(logits)
@@ -195,11 +171,7 @@ def teacher_answers(
         with safe_open(str(file), "pt") as kept:
             if (kept.metadata() or {}).get("settings") == key:
                 return {split: kept.get_tensor(split) for split in data}, True
-    bf16 = settings["bf16"]
-    logits = {
-        split: answers(teacher, part, tokenizer, file.parent / "runs", bf16)
-        for split, part in data.items()
-    }
+    logits = {split: answers(teacher, part, tokenizer, settings["bf16"]) for split, part in data.items()}
     unfinished = file.with_name(f"{file.name}.unfinished")
     save_file(logits, unfinished, metadata={"settings": key})
     os.replace(unfinished, file)

@@ -59,22 +59,22 @@ def agree_on_task(student: Head, teacher: Head) -> Head:
     """
     if student.kind != teacher.kind:
         raise ValueError(
-            f"The student's head is of kind {student.kind!r}, the teacher's of kind {teacher.kind!r}: they answer different questions. Load "
-            "both with the same AutoModelFor... class."
+            f"The student's head is of kind {student.kind!r}, the teacher's of kind {teacher.kind!r}: they answer "
+            "different questions. Load both with the same AutoModelFor... class."
         )
     if student.kind != "rows":
         return student
     problems = [_stated_problem(head) for head in (student, teacher)]
     if problems[0] and problems[1] and problems[0] != problems[1]:
         raise ValueError(
-            f"The student's problem_type is {problems[0]!r} ({student.num_labels} labels), the teacher's {problems[1]!r} "
-            f"({teacher.num_labels} labels). Soft targets of one say nothing to the other: set the same config.problem_type and num_labels, or "
-            "use a teacher that was fine-tuned for this task."
+            f"The student's problem_type is {problems[0]!r} ({student.num_labels} labels), the teacher's "
+            f"{problems[1]!r} ({teacher.num_labels} labels). Soft targets of one say nothing to the other: set the "
+            "same config.problem_type and num_labels, or use a teacher that was fine-tuned for this task."
         )
     if "regression" in problems and student.num_labels != teacher.num_labels:
         raise ValueError(
-            f"The student has {student.num_labels} outputs, the teacher {teacher.num_labels}, and one of them is a regression: both need "
-            "the same problem_type and num_labels."
+            f"The student has {student.num_labels} outputs, the teacher {teacher.num_labels}, and one of them is a "
+            "regression: both need the same problem_type and num_labels."
         )
     return replace(student, problem_type=student.problem_type or teacher.problem_type)
 
@@ -98,22 +98,25 @@ def class_order(student_names: Mapping[Any, str], teacher_names: Mapping[Any, st
     theirs = [teacher_names[key] for key in sorted(teacher_names, key=int)]
     if len(ours) != len(theirs):
         raise ValueError(
-            f"The student has {len(ours)} labels {_shorten(ours)}, the teacher {len(theirs)} {_shorten(theirs)}. Give the student the "
-            "teacher's label2id and id2label, or use a teacher of this task."
+            f"The student has {len(ours)} labels {_shorten(ours)}, the teacher {len(theirs)} {_shorten(theirs)}. "
+            "Give the student the teacher's label2id and id2label, or use a teacher of this task."
         )
     if ours == theirs:
         return None
     if all(_UNNAMED.fullmatch(n) for n in ours) or all(_UNNAMED.fullmatch(n) for n in theirs):
         logger.warning(
-            "One of the two models has unnamed labels (LABEL_0, ...), so its classes are taken to be in the other's order: student "
-            "%s, teacher %s. Set id2label and label2id on both to have them matched by name.", _shorten(ours), _shorten(theirs),
-        )  # fmt: skip
+            "One of the two models has unnamed labels (LABEL_0, ...), so its classes are taken to be in the other's "
+            "order: student %s, teacher %s. Set id2label and label2id on both to have them matched by name.",
+            _shorten(ours),
+            _shorten(theirs),
+        )
         return None
     if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
         raise ValueError(
-            f"Student and teacher have different labels: only the student has {_shorten(sorted(set(ours) - set(theirs)))}, only the teacher "
-            f"{_shorten(sorted(set(theirs) - set(ours)))}. Names are matched exactly and must be unique; rename them in "
-            "config.id2label and label2id, or use a teacher of this task."
+            "Student and teacher have different labels: only the student has "
+            f"{_shorten(sorted(set(ours) - set(theirs)))}, only the teacher "
+            f"{_shorten(sorted(set(theirs) - set(ours)))}. Names are matched exactly and must be unique; rename them "
+            "in config.id2label and label2id, or use a teacher of this task."
         )
     return tuple(theirs.index(name) for name in ours)
 
@@ -130,8 +133,8 @@ def shared_vocabulary(student: Any, teacher: Any, ours: Any, theirs: Any) -> int
     Raises:
         ValueError: If one id means two things, or the student's ids do not exist in the teacher.
     """
-    sizes = [getattr(config.get_text_config(), "vocab_size", None) for config in (student, teacher)]
-    if sizes[0] is None or sizes[1] is None:
+    sizes: list[int] = [getattr(config.get_text_config(), "vocab_size", 0) for config in (student, teacher)]
+    if not all(sizes):
         return None
     used = min(sizes)
     if ours is not None and theirs is not None:
@@ -139,8 +142,8 @@ def shared_vocabulary(student: Any, teacher: Any, ours: Any, theirs: Any) -> int
         for side, size in zip(("student", "teacher"), sizes, strict=True):
             if used > size:
                 raise ValueError(
-                    f"The tokenizer uses {used} ids, but the {side}'s vocabulary has only {size}. Resize its embeddings "
-                    "(model.resize_token_embeddings), or use the tokenizer it was trained with."
+                    f"The tokenizer uses {used} ids, but the {side}'s vocabulary has only {size}. Resize its "
+                    "embeddings (model.resize_token_embeddings), or use the tokenizer it was trained with."
                 )
         same_tokens = len(theirs.get_vocab()) == len(ours.get_vocab())
         used = min(sizes) if same_tokens else used  # padding rows both have mean the same: nothing
@@ -156,16 +159,17 @@ def _compare_tokenizers(ours: Any, theirs: Any) -> int:
     if different:
         example = different[0]
         raise ValueError(
-            f"Student and teacher have different tokenizers: {len(different)} of the student's {len(our_ids)} tokens have another "
-            f"id, or none, in the teacher's {len(their_ids)}; {example!r} is {our_ids[example]} and {their_ids.get(example)}. Both models "
-            "see the same ids, so both need the same tokenizer: use a student made for the teacher's."
+            f"Student and teacher have different tokenizers: {len(different)} of the student's {len(our_ids)} tokens "
+            f"have another id, or none, in the teacher's {len(their_ids)}; {example!r} is {our_ids[example]} and "
+            f"{their_ids.get(example)}. Both models see the same ids, so both need the same tokenizer: use a student "
+            "made for the teacher's."
         )
     for probe in _PROBES:
         cut = [tokenizer(probe)["input_ids"] for tokenizer in (ours, theirs)]
         if cut[0] != cut[1]:
             raise ValueError(
-                f"Student and teacher have different tokenizers: the same vocabulary, but {probe!r} becomes {cut[0]} and {cut[1]}. Use the "
-                "teacher's tokenizer for both (compare do_lower_case and the special tokens)."
+                f"Student and teacher have different tokenizers: the same vocabulary, but {probe!r} becomes {cut[0]} "
+                f"and {cut[1]}. Use the teacher's tokenizer for both (compare do_lower_case and the special tokens)."
             )
     return max(our_ids.values()) + 1
 
@@ -173,28 +177,31 @@ def _compare_tokenizers(ours: Any, theirs: Any) -> int:
 def _compare_sizes(student: Any, teacher: Any, sizes: list[int]) -> None:
     if abs(sizes[0] - sizes[1]) > _LARGEST_PADDING:
         raise ValueError(
-            f"The student's vocabulary has {sizes[0]} entries, the teacher's {sizes[1]}: more than padding can explain, so the same id "
-            "means different tokens. Use a student made for the teacher's tokenizer, or pass processing_class and "
-            "teacher_processing_class to have the vocabularies compared."
+            f"The student's vocabulary has {sizes[0]} entries, the teacher's {sizes[1]}: more than padding can "
+            "explain, so the same id means different tokens. Use a student made for the teacher's tokenizer, or "
+            "pass processing_class and teacher_processing_class to have the vocabularies compared."
         )
     for name in _SPECIAL_IDS:
         ids = [getattr(config, name, None) for config in (student, teacher)]
         if ids[0] is not None and ids[1] is not None and ids[0] != ids[1]:
             raise ValueError(
-                f"{name} is {ids[0]} in the student and {ids[1]} in the teacher: the two have different tokenizers. Use a student made "
-                "for the teacher's tokenizer."
+                f"{name} is {ids[0]} in the student and {ids[1]} in the teacher: the two have different tokenizers. "
+                "Use a student made for the teacher's tokenizer."
             )
     logger.warning(
-        "Unchecked: whether student and teacher share a tokenizer. Only vocabulary sizes (%d and %d) and special ids were compared, "
-        "since a tokenizer is missing; pass processing_class and teacher_processing_class to have every token compared.", *sizes,
-    )  # fmt: skip
+        "Unchecked: whether student and teacher share a tokenizer. Only vocabulary sizes (%d and %d) and special ids "
+        "were compared, since a tokenizer is missing; pass processing_class and teacher_processing_class to have "
+        "every token compared.",
+        *sizes,
+    )
 
 
 def check_length(student: Any, teacher: Any, tokenizer: Any) -> None:
     """Refuse a teacher that reads fewer tokens than the student may be given.
 
     Raises:
-        ValueError: If the teacher's maximum length is below the student's and no tokenizer limit keeps the inputs short.
+        ValueError: If the teacher's maximum length is below the student's and no tokenizer limit keeps the inputs
+            short.
     """
     ours, theirs = _maximum_length(student), _maximum_length(teacher)
     if ours is None or theirs is None or theirs >= ours:
@@ -203,9 +210,10 @@ def check_length(student: Any, teacher: Any, tokenizer: Any) -> None:
     if limit is not None and limit <= theirs:
         return
     raise ValueError(
-        f"The teacher reads at most {theirs} tokens, the student up to {ours}: longer inputs would fail or be cut for one of "
-        f"them. Truncate the data to {theirs} tokens and say so with tokenizer.model_max_length = {theirs} (passed as processing_class), lower the "
-        "student's max_position_embeddings, or use a teacher with a longer maximum."
+        f"The teacher reads at most {theirs} tokens, the student up to {ours}: longer inputs would fail or be cut "
+        f"for one of them. Truncate the data to {theirs} tokens and say so with tokenizer.model_max_length = "
+        f"{theirs} (passed as processing_class), lower the student's max_position_embeddings, or use a teacher with "
+        "a longer maximum."
     )
 
 
@@ -215,11 +223,15 @@ def _maximum_length(config: Any) -> int | None:
     if not isinstance(length, int) or length <= 0:
         return None
     # RoBERTa's family counts positions from the padding id on, so its table is larger than what it reads.
-    offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS and config.pad_token_id is not None else 0
+    offset = (
+        config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS and config.pad_token_id is not None else 0
+    )
     return length - offset
 
 
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "esm", "data2vec-text", "ibert"})
+_OFFSET_POSITIONS = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "esm", "data2vec-text", "ibert"}
+)
 
 
 def check_image_processors(ours: Any, theirs: Any) -> None:
@@ -232,16 +244,21 @@ def check_image_processors(ours: Any, theirs: Any) -> None:
         values = [getattr(processor, name, None) for processor in (ours, theirs)]
         if None not in values and not _same(*values):
             raise ValueError(
-                f"The image processors differ: {name} is {values[0]} for the student and {values[1]} for the teacher, but both "
-                "models see the same pixels. Process the data with the teacher's, and pass it as processing_class."
+                f"The image processors differ: {name} is {values[0]} for the student and {values[1]} for the "
+                "teacher, but both models see the same pixels. Process the data with the teacher's, and pass it as "
+                "processing_class."
             )
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    return list(ours) == list(theirs) if isinstance(ours, (list, tuple)) else dict_or_value(ours) == dict_or_value(theirs)
+    return (
+        list(ours) == list(theirs)
+        if isinstance(ours, (list, tuple))
+        else _dict_or_value(ours) == _dict_or_value(theirs)
+    )
 
 
-def dict_or_value(value: Any) -> Any:
+def _dict_or_value(value: Any) -> Any:
     """Image sizes come as dicts or as classes that behave like them."""
     return {k: v for k, v in value.items() if v is not None} if hasattr(value, "items") else value
 

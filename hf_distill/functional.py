@@ -1,7 +1,7 @@
 """The maths of distillation: pure functions on tensors, nothing masked, nothing averaged over positions.
 
-Letters used in every shape of this package: B rows, T positions (tokens, patches, or spans' two ends), V classes (labels
-or vocabulary), H hidden width, L layers, N selected positions. `...` stands for any leading dimensions.
+Letters used in every shape of this package: B rows, T positions (tokens, patches, or spans' two ends), V classes
+(labels or vocabulary), H hidden width, L layers, N selected positions. `...` stands for any leading dimensions.
 
 Every function computes in fp32 whatever it is given: in bf16 a small divergence is mostly rounding noise.
 """
@@ -25,8 +25,8 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Forward KL(teacher || student) at each position, in nats, times temperature².
 
-    Both sides are softened by the temperature; the square keeps the size of the gradient comparable across temperatures
-    (Hinton et al., 2015, "Distilling the Knowledge in a Neural Network", section 2).
+    Both sides are softened by the temperature; the square keeps the size of the gradient comparable across
+    temperatures (Hinton et al., 2015, "Distilling the Knowledge in a Neural Network", section 2).
 
     Shape:
         (..., V), (..., V) -> (...).
@@ -43,7 +43,8 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 def reverse_kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Reverse KL(student || teacher) at each position, in nats, times temperature².
 
-    Mode-seeking: the student may ignore answers that the teacher finds unlikely (Gu et al., 2024, "MiniLLM", section 2).
+    Mode-seeking: the student may ignore answers that the teacher finds unlikely (Gu et al., 2024, "MiniLLM", section
+    2).
 
     Shape:
         (..., V), (..., V) -> (...).
@@ -60,10 +61,11 @@ def jensen_shannon_divergence(
 ) -> Tensor:
     """Generalised Jensen-Shannon divergence at each position, in nats, times temperature².
 
-    `beta * KL(teacher || M) + (1 - beta) * KL(student || M)` with the mixture `M = beta * teacher + (1 - beta) * student`
-    (Agarwal et al., 2024, "On-Policy Distillation of Language Models", equation 1). `beta=0` means forward KL and `beta=1`
-    reverse KL, as in TRL. Between them the value tends to 0 at both ends (it behaves like `beta * forward KL` near 0), so
-    the two ends are not limits of the interior. TRL's function of the same name lacks the temperature² factor.
+    `beta * KL(teacher || M) + (1 - beta) * KL(student || M)` with the mixture `M = beta * teacher + (1 - beta) *
+    student` (Agarwal et al., 2024, "On-Policy Distillation of Language Models", equation 1). `beta=0` means forward KL
+    and `beta=1` reverse KL, as in TRL. Between them the value tends to 0 at both ends (it behaves like `beta * forward
+    KL` near 0), so the two ends are not limits of the interior. TRL's function of the same name lacks the temperature²
+    factor.
 
     Shape:
         (..., V), (..., V) -> (...).
@@ -171,6 +173,7 @@ def _require_same_shape(student: Tensor, teacher: Tensor) -> None:
     # Broadcasting (B, 1, H) against (B, T, H) would silently average over the wrong thing.
     if student.shape != teacher.shape:
         raise ValueError(
-            f"Student and teacher vectors must have the same shape, got {tuple(student.shape)} and {tuple(teacher.shape)}. "
-            "Project the student's to the teacher's width first (hf_distill.projection.Projection)."
+            f"Student and teacher vectors must have the same shape, got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}. Project the student's to the teacher's width first "
+            "(hf_distill.projection.Projection)."
         )

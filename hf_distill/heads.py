@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForAudioClassification, AutoModelForCausalLM, AutoModelForImageClassification
-from transformers import AutoModelForMaskedLM, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-from transformers.models.auto import modeling_auto as auto
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.models.auto import modeling_auto as names
 
 from hf_distill.activations import Head
 
-# (auto class, its class names, class name ending, kind of head). Names first: GPT2LMHeadModel has no telling ending.
-_TASKS: tuple[tuple[Any, dict[str, Any], str, Any], ...] = (
-    (AutoModelForSequenceClassification, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "ForSequenceClassification", "rows"),
-    (AutoModelForTokenClassification, auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, "ForTokenClassification", "tokens"),
-    (AutoModelForQuestionAnswering, auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "ForQuestionAnswering", "span"),
-    (AutoModelForImageClassification, auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "ForImageClassification", "rows"),
-    (AutoModelForAudioClassification, auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, "ForAudioClassification", "rows"),
-    (AutoModelForMultipleChoice, auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, "ForMultipleChoice", "rows"),
-    (AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "ForMaskedLM", "masked_lm"),
-    (AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "ForCausalLM", "causal_lm"),
+# (auto class, names of its model classes, how their names end, kind of head). Names first: GPT2LMHeadModel has no
+# telling ending.
+_TASKS: tuple[tuple[Any, Mapping[str, Any], str, Any], ...] = (
+    (AutoModelForSequenceClassification, names.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+     "ForSequenceClassification", "rows"),
+    (AutoModelForTokenClassification, names.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+     "ForTokenClassification", "tokens"),
+    (AutoModelForQuestionAnswering, names.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+     "ForQuestionAnswering", "span"),
+    (AutoModelForImageClassification, names.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+     "ForImageClassification", "rows"),
+    (AutoModelForAudioClassification, names.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+     "ForAudioClassification", "rows"),
+    (AutoModelForMultipleChoice, names.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, "ForMultipleChoice", "rows"),
+    (AutoModelForMaskedLM, names.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "ForMaskedLM", "masked_lm"),
+    (AutoModelForCausalLM, names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "ForCausalLM", "causal_lm"),
 )  # fmt: skip
 
 
-def core_model(model: nn.Module) -> nn.Module:
+def core_model(model: nn.Module) -> Any:
     """The Transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def task_class(model: nn.Module) -> Any:
@@ -45,8 +60,8 @@ def head_of(model: nn.Module) -> Head:
     config = core_model(model).config
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{type(core_model(model)).__name__} is an encoder-decoder. Its decoder must be fed the same tokens as the teacher's, "
-            "which DistillationTrainer does not do yet; use an encoder or a decoder-only student."
+            f"{type(core_model(model)).__name__} is an encoder-decoder. Its decoder must be fed the same tokens as "
+            "the teacher's, which DistillationTrainer does not do yet; use an encoder or a decoder-only student."
         )
     kind = _task(model)[3]
     return Head(
@@ -71,22 +86,22 @@ def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
     return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _task(model: nn.Module) -> tuple[Any, dict[str, Any], str, Any]:
+def _task(model: nn.Module) -> tuple[Any, Mapping[str, Any], str, Any]:
     # Parents too, so that a user's subclass of a Transformers class is recognised.
-    names = [parent.__name__ for parent in type(core_model(model)).__mro__]
-    for name in names:
+    classes = [parent.__name__ for parent in type(core_model(model)).__mro__]
+    for name in classes:
         for task in _TASKS:
             if name in _class_names(task[1]) or name.endswith(task[2]):
                 return task
     raise ValueError(
-        f"{names[0]} is of no task that can be distilled: it needs a head for sequence, token, image or audio classification, multiple "
-        "choice, question answering, masked or causal language modelling. Load it with the matching AutoModelFor... class, or derive your "
-        "class from one of Transformers'."
+        f"{classes[0]} is of no task that can be distilled: it needs a head for sequence, token, image or audio "
+        "classification, multiple choice, question answering, masked or causal language modelling. Load it with the "
+        "matching AutoModelFor... class, or derive your class from one of Transformers'."
     )
 
 
-def _class_names(mapping: dict[str, Any]) -> set[str]:
-    names: set[str] = set()
+def _class_names(mapping: Mapping[str, Any]) -> set[str]:
+    classes: set[str] = set()
     for value in mapping.values():
-        names.update([value] if isinstance(value, str) else value)
-    return names
+        classes.update([value] if isinstance(value, str) else value)
+    return classes

@@ -47,7 +47,7 @@ class LayerMapping:
         return cls("pairs", tuple(pairs.items()))
 
     @classmethod
-    def parse(cls, value: LayerMapping | Mapping[int | str, int] | str) -> LayerMapping:
+    def parse(cls, value: LayerMapping | Mapping[int, int] | Mapping[str, int] | str) -> LayerMapping:
         """What a user writes (a name, or a dict whose keys JSON may have turned into strings) as a mapping."""
         if isinstance(value, LayerMapping):
             return value
@@ -55,7 +55,9 @@ class LayerMapping:
             try:
                 return cls.pairs({int(student): teacher for student, teacher in value.items()})
             except (TypeError, ValueError) as error:
-                raise ValueError(f"layer_mapping must map whole numbers to whole numbers, got {value!r}: {error}") from None
+                raise ValueError(
+                    f"layer_mapping must map whole numbers to whole numbers, got {value!r}: {error}"
+                ) from None
         if value in ("uniform", "last"):
             return cls(value)
         raise ValueError(
@@ -80,7 +82,8 @@ class LayerMapping:
             return tuple((k, k + offset) for k in range(1, student_layers + 1))
         # Rounded half up in integers: round() would send 2.5 down and 3.5 up.
         return tuple(
-            (k, (2 * k * teacher_layers + student_layers) // (2 * student_layers)) for k in range(1, student_layers + 1)
+            (k, (2 * k * teacher_layers + student_layers) // (2 * student_layers))
+            for k in range(1, student_layers + 1)
         )
 
     def _resolve_explicit(self, student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
@@ -103,7 +106,7 @@ class LayerMapping:
 def _in_range(index: int, layers: int, side: str) -> int:
     if not -(layers + 1) <= index <= layers:
         raise ValueError(
-            f"layer_mapping asks for {side} hidden state {index}, but the {side} has {layers} layers: use 0 (embedding "
-            f"output) to {layers} (final hidden state)."
+            f"layer_mapping asks for {side} hidden state {index}, but the {side} has {layers} layers: use 0 "
+            f"(embedding output) to {layers} (final hidden state)."
         )
     return index % (layers + 1)

@@ -1,11 +1,13 @@
-"""What can be known to be wrong before the first step: settings that are refused, and one dry forward of everything."""
+"""What can be known to be wrong before the first step: settings that are refused, and one dry forward of
+everything.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from hf_distill.activations import Head
+from hf_distill.activations import Activations, Head, Needs, Shapes
 from hf_distill.alignment import (
     Alignment,
     agree_on_task,
@@ -23,9 +25,15 @@ from hf_distill.alignment import (
     class_order,
     shared_vocabulary,
 )
+from hf_distill.batch import Batch
 from hf_distill.heads import core_model, has_label_names, head_of
-from hf_distill.teachers.base import Teacher
+from hf_distill.losses import DistillationLoss, LossTerms, hard_label_names
+from hf_distill.teachers import TEACHER_LOGITS, Teacher
 from hf_distill.teachers.loading import load_processing_class
+from hf_distill.training_args import build_losses, changed_loss_fields
+
+if TYPE_CHECKING:
+    from hf_distill.trainer import DistillationTrainer
 
 
 def refuse_unsupported(args: TrainingArguments) -> None:
@@ -37,27 +45,32 @@ def refuse_unsupported(args: TrainingArguments) -> None:
     refused = {
         "FSDP": bool(args.fsdp),
         "DeepSpeed": args.deepspeed is not None,
-        "a parallelism_config (tensor, context or sequence parallelism)": getattr(args, "parallelism_config", None) is not None,
+        "a parallelism_config (tensor, context or sequence parallelism)": getattr(args, "parallelism_config", None)
+        is not None,
     }
     for what, asked in refused.items():
         if asked:
             raise ValueError(
-                f"DistillationTrainer does not support {what} yet: nobody has tested that the losses are right under it. Use one device, or "
-                "DistributedDataParallel (accelerate launch, torchrun)."
+                f"DistillationTrainer does not support {what} yet: nobody has tested that the losses are right under "
+                "it. Use one device, or DistributedDataParallel (accelerate launch, torchrun)."
             )
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process means DataParallel, which splits batches behind the losses' back. Start one process a GPU "
-            "(accelerate launch, or torchrun --nproc_per_node), or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+            f"{args.n_gpu} GPUs in one process means DataParallel, which splits batches behind the losses' back. "
+            "Start one process a GPU (accelerate launch, or torchrun --nproc_per_node), or show one GPU "
+            "(CUDA_VISIBLE_DEVICES=0)."
         )
     if args.use_liger_kernel:
         raise ValueError(
-            "use_liger_kernel fuses the loss into the model and returns no logits, which soft targets need. Set use_liger_kernel=False."
+            "use_liger_kernel fuses the loss into the model and returns no logits, which soft targets need. Set "
+            "use_liger_kernel=False."
         )
 
 
 def refuse_unsupported_model(trainer: Trainer) -> None:
-    """The same for what only the built trainer knows (an Accelerate config file, a model sharded when it was loaded)."""
+    """The same for what only the built trainer knows (an Accelerate config file, a model sharded when it was
+    loaded).
+    """
     refused = {
         "FSDP": trainer.is_fsdp_enabled,
         "DeepSpeed": trainer.is_deepspeed_enabled,
@@ -66,10 +79,15 @@ def refuse_unsupported_model(trainer: Trainer) -> None:
     }
     for what, asked in refused.items():
         if asked:
-            raise ValueError(f"DistillationTrainer does not support {what} yet. Use one device, or accelerate launch with MULTI_GPU.")
+            raise ValueError(
+                f"DistillationTrainer does not support {what} yet. Use one device, or accelerate launch with "
+                "MULTI_GPU."
+            )
 
 
-def align(student: nn.Module, teacher: Teacher | None, ours: Any, theirs: Any, revision: str | None) -> tuple[Head, Alignment]:
+def align(
+    student: nn.Module, teacher: Teacher | None, ours: Any, theirs: Any, revision: str | None
+) -> tuple[Head, Alignment]:
     """Compare two models and their tokenizers: what the student's head means, and how to read the teacher's answers.
 
     Args:
@@ -111,7 +129,8 @@ def _text_or_image(processor: Any) -> Any:
 
 
 def sample_inputs(trainer: Trainer, rows: int = 2) -> dict[str, Any] | None:
-    """A batch of the first rows of the training (or evaluation) data, on the student's device; `None` if there are none.
+    """A batch of the first rows of the training (or evaluation) data, on the student's device; `None` if there are
+    none.
 
     Nothing is used up: random states are restored, and streams that cannot be read twice are left alone.
     """
@@ -133,7 +152,8 @@ def sample_inputs(trainer: Trainer, rows: int = 2) -> dict[str, Any] | None:
         if not features:
             return None
         inputs = collator(features)
-    device = next(trainer.model.parameters()).device
+    student: Any = trainer.model
+    device = next(student.parameters()).device
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
 
 
@@ -149,3 +169,92 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def choose_losses(
+    args: TrainingArguments,
+    losses: Mapping[str, DistillationLoss] | None,
+    compute_loss_func: Callable[..., Any] | None,
+) -> LossTerms:
+    """The terms that the arguments stand for, or the user's own.
+
+    Raises:
+        ValueError: If a setting would have no effect.
+    """
+    if losses is not None:
+        changed = changed_loss_fields(args)
+        if args.label_smoothing_factor:
+            changed["label_smoothing_factor"] = args.label_smoothing_factor
+        if changed:
+            raise ValueError(
+                f"`losses` replaces the default losses, so {changed} would have no effect. Set them on the losses "
+                "you pass, or leave out `losses`."
+            )
+    terms = LossTerms(build_losses(args) if losses is None else losses)
+    if compute_loss_func is not None and not hard_label_names(terms):
+        raise ValueError(
+            "compute_loss_func replaces the hard-label term, but there is none. Set hard_label_weight above 0, put a "
+            "HardLabelLoss into `losses`, or leave out compute_loss_func."
+        )
+    return terms
+
+
+def refuse_without_meaning(head: Head, args: TrainingArguments, compute_loss_func: Any) -> None:
+    """Refuse settings that the task has no use for."""
+    if compute_loss_func is not None and head.kind == "span":
+        raise ValueError(
+            "compute_loss_func is called with `labels`, which question answering has not. Pass losses= instead."
+        )
+    if args.label_smoothing_factor and head.problem(None) == "regression":
+        raise ValueError(
+            "label_smoothing_factor spreads a target over classes, but this is a regression. Set it to 0."
+        )
+
+
+def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
+    """One forward of both models on the first rows: build what the losses own, and fail now rather than at the first
+    step.
+    """
+    losses, inputs, trains = trainer.losses, sample_inputs(trainer), trainer.train_dataset is not None
+    if inputs is None and losses.student_needs.hidden_states:
+        inputs = dict(getattr(student, "dummy_inputs", None) or {})
+        trains = False
+    with preserved_random_state(trainer.args.seed), torch.no_grad():
+        if not inputs:
+            losses.setup(Shapes(), Shapes())
+            losses.to(trainer.args.device)
+            return
+        batch = Batch.from_inputs(inputs, trainer.head)
+        if trains:
+            _refuse_missing_labels(losses, batch, trainer.label_names)
+        needs, was_training = losses.student_needs | Needs(logits=True), student.training
+        outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
+        student.train(was_training)
+        answer = Activations.from_outputs(outputs, trainer.head, needs).at_positions(trainer.head, inputs)
+        teacher = trainer._ask_teacher(inputs, losses.teacher_needs, required=trains)
+        if teacher is not None:
+            _refuse_other_classes(answer, teacher, trainer.head)
+            losses.setup(answer.shapes(), teacher.shapes())
+        losses.to(trainer.args.device)
+        if next(student.parameters()).device == trainer.args.device:
+            losses(answer, teacher, batch)
+
+
+def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:
+    hard = hard_label_names(losses)
+    if hard and batch.labels is None:
+        raise ValueError(
+            f"The loss {hard[0]!r} learns from labels, but the training data has no column "
+            f"{' or '.join(label_names)}. Add it, or set hard_label_weight=0 to learn from the teacher alone."
+        )
+
+
+def _refuse_other_classes(student: Activations, teacher: Activations, head: Head) -> None:
+    if teacher.logits is None or student.logits is None or head.kind in ("masked_lm", "causal_lm"):
+        return
+    if student.logits.shape != teacher.logits.shape:
+        raise ValueError(
+            f"The student's answers have shape {tuple(student.logits.shape)}, the teacher's "
+            f"{tuple(teacher.logits.shape)} for the same rows. Both need the same classes and positions; a column "
+            f"{TEACHER_LOGITS!r} must come from this dataset, in the student's class order."
+        )

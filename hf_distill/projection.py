@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class Projection(nn.Module):
-    """The identity where the widths agree, else one learned linear map without bias (TinyBERT, Jiao et al., 2020, equation 8).
+    """The identity where the widths agree, else one learned linear map without bias (TinyBERT, Jiao et al., 2020,
+    equation 8).
 
     Shape:
         (..., H_student) -> (..., H_teacher).

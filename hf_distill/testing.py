@@ -24,7 +24,8 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_distill.activations import Activations, Batch, Head
+from hf_distill.activations import Activations, Head
+from hf_distill.batch import Batch
 from hf_distill.losses import DistillationLoss
 
 TASKS: dict[str, Any] = {
@@ -58,8 +59,6 @@ class PadCollator:
         extra: How many columns of padding to add beyond the longest row.
     """
 
-    PADDING = {"labels": -100}
-
     def __init__(self, extra: int = 0) -> None:
         self.extra = extra
 
@@ -67,10 +66,10 @@ class PadCollator:
         batch = {}
         for key in rows[0]:
             values = [torch.as_tensor(row[key]) for row in rows]
-            if values[0].ndim != 1 or key == "labels" and values[0].is_floating_point():
+            if values[0].ndim != 1 or (key == "labels" and values[0].is_floating_point()):
                 batch[key] = torch.stack(values)  # scalars, multi-hot labels, images
                 continue
-            fill = self.PADDING.get(key, 0)
+            fill = -100 if key == "labels" else 0
             padded = pad_sequence(values, batch_first=True, padding_value=fill)
             batch[key] = torch.nn.functional.pad(padded, (0, self.extra), value=fill)
         return batch
@@ -116,15 +115,19 @@ def _config(name: str, layers: int, width: int) -> Any:
     if name == "multi_label":
         labels["problem_type"] = "multi_label_classification"
     if name == "causal_lm":
-        return GPT2Config(
-            vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
-    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * width}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        sizes: dict[str, Any] = {"n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": 32}
+        no_dropout: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        return GPT2Config(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, **sizes, **no_dropout)
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+    }
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if name == "image":
-        return ViTConfig(image_size=8, patch_size=4, num_channels=1, **shape, **dropout, **labels)
-    return BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **shape, **dropout, **labels)
+        return ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes, **no_dropout, **labels)
+    return BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **sizes, **no_dropout, **labels)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -146,7 +149,10 @@ def _row(name: str) -> dict[str, Any]:
     if name == "masked_lm":
         masked = [_one_of(3) == 0 for _ in ids]
         labels = [token if mask else -100 for token, mask in zip(ids, masked, strict=True)]
-        return row | {"input_ids": [4 if mask else token for token, mask in zip(ids, masked, strict=True)], "labels": labels}
+        return row | {
+            "input_ids": [4 if mask else token for token, mask in zip(ids, masked, strict=True)],
+            "labels": labels,
+        }
     return row | {"labels": [token if _one_of(4) else -100 for token in ids]}
 
 
@@ -154,12 +160,15 @@ def _one_of(n: int) -> int:
     return int(torch.randint(n, ()))
 
 
-def check_loss(loss: DistillationLoss, kinds: tuple[str, ...] = ("rows", "multi_label", "regression", "tokens", "causal_lm", "span")) -> None:
+def check_loss(
+    loss: DistillationLoss,
+    kinds: tuple[str, ...] = ("rows", "multi_label", "regression", "tokens", "causal_lm", "span"),
+) -> None:
     """Check what every loss owes the trainer, on synthetic activations of every kind of head.
 
-    That it is one finite number, with a gradient for the student and none for the teacher; that padding changes nothing; that
-    micro-batches add up to the batch (unless it couples rows); that an all-masked batch is a finite zero that still has a
-    gradient; and that bf16 activations give nearly the same.
+    That it is one finite number, with a gradient for the student and none for the teacher; that padding changes
+    nothing; that micro-batches add up to the batch (unless it couples rows); that an all-masked batch is a finite zero
+    that still has a gradient; and that bf16 activations give nearly the same.
 
     Args:
         loss: A loss; `setup` is called here.
@@ -179,7 +188,9 @@ def check_loss(loss: DistillationLoss, kinds: tuple[str, ...] = ("rows", "multi_
             _check_kind(loss, kind, inputs, student, teacher, head)
 
 
-def _check_kind(loss: DistillationLoss, kind: str, inputs: Any, student: Activations, teacher: Activations, head: Head) -> None:
+def _check_kind(
+    loss: DistillationLoss, kind: str, inputs: Any, student: Activations, teacher: Activations, head: Head
+) -> None:
     def value(inputs: Any, student: Activations, teacher: Activations, counts: Tensor | None = None) -> Tensor:
         batch = Batch.from_inputs(inputs, head)
         return loss(student, teacher, batch if counts is None else batch.with_counts(counts))
@@ -187,7 +198,9 @@ def _check_kind(loss: DistillationLoss, kind: str, inputs: Any, student: Activat
     whole = value(inputs, student, teacher)
     _require(whole.ndim == 0 and bool(whole.isfinite()), kind, f"must return one finite number, got {whole}")
     gradients = torch.autograd.grad(whole, _tensors(student), allow_unused=True, retain_graph=True)
-    _require(any(g is not None and bool(g.abs().sum() > 0) for g in gradients), kind, "must give the student a gradient")
+    _require(
+        any(g is not None and bool(g.abs().sum() > 0) for g in gradients), kind, "must give the student a gradient"
+    )
     _require(all(g is None or bool(g.isfinite().all()) for g in gradients), kind, "has a gradient that is not finite")
 
     _require(_close(value(*_padded(kind, inputs, student, teacher)), whole), kind, "changes when padding is added")
@@ -198,11 +211,15 @@ def _check_kind(loss: DistillationLoss, kind: str, inputs: Any, student: Activat
 
     nothing = {key: torch.zeros_like(v) if key == "attention_mask" else _masked(key, v) for key, v in inputs.items()}
     empty = value(nothing, student, teacher)
-    _require(bool(empty.isfinite()) and empty.requires_grad, kind, f"is {empty} when everything is masked; select positions first")
+    _require(
+        bool(empty.isfinite()) and empty.requires_grad,
+        kind,
+        f"is {empty} when everything is masked; select positions first",
+    )
 
-    narrow = [_cast(activations, torch.bfloat16) for activations in (student, teacher)]
-    wide = value(inputs, *[_cast(activations, torch.float32) for activations in narrow])  # the same numbers, held in fp32
-    _require(_close(value(inputs, *narrow).float(), wide, 1e-2), kind, "computes in bf16; cast to fp32 first")
+    ours, theirs = _cast(student, torch.bfloat16), _cast(teacher, torch.bfloat16)
+    wide = value(inputs, _cast(ours, torch.float32), _cast(theirs, torch.float32))  # the same numbers, held in fp32
+    _require(_close(value(inputs, ours, theirs).float(), wide, 1e-2), kind, "computes in bf16; cast to fp32 first")
 
 
 def _synthetic(kind: str) -> tuple[dict[str, Tensor], Activations, Activations, Head]:
@@ -230,14 +247,16 @@ def _synthetic(kind: str) -> tuple[dict[str, Tensor], Activations, Activations, 
 
     def activations(width: int) -> Activations:
         shape = (4, 1 if kind == "regression" else 3) if kind in heads else (4, 2, 5) if kind == "span" else (4, 5, 3)
-        outputs = {"logits": 2 * torch.randn(shape)}
+        logits = head.at_positions(2 * torch.randn(shape), inputs).requires_grad_()
         states = {index: torch.randn(4, 5, width, requires_grad=True) for index in range(3)}
-        return Activations(head.logits(outputs, inputs).detach().requires_grad_(), states, head.stack)
+        return Activations(logits, states, head.stack)
 
     return inputs, activations(4), activations(6), head
 
 
-def _padded(kind: str, inputs: Any, student: Activations, teacher: Activations) -> tuple[Any, Activations, Activations]:
+def _padded(
+    kind: str, inputs: Any, student: Activations, teacher: Activations
+) -> tuple[Any, Activations, Activations]:
     """Two more columns of padding, holding values that must not matter."""
     fill = {"labels": -100}
     wider = {
@@ -251,13 +270,18 @@ def _padded(kind: str, inputs: Any, student: Activations, teacher: Activations) 
             logits = torch.cat([logits, torch.full((4, 2, logits.shape[2]), 1e30)], dim=1)
         elif kind == "span":
             logits = torch.nn.functional.pad(logits, (0, 2), value=-1e4)
-        states = {k: torch.cat([h, torch.full((4, 2, h.shape[2]), float("nan"))], 1) for k, h in activations.hidden_states.items()}
+        states = {
+            k: torch.cat([h, torch.full((4, 2, h.shape[2]), float("nan"))], 1)
+            for k, h in activations.hidden_states.items()
+        }
         return Activations(logits, states, activations.stack)
 
     return wider, pad(student), pad(teacher)
 
 
-def _rows(part: slice, inputs: Any, student: Activations, teacher: Activations) -> tuple[Any, Activations, Activations]:
+def _rows(
+    part: slice, inputs: Any, student: Activations, teacher: Activations
+) -> tuple[Any, Activations, Activations]:
     def cut(a: Activations) -> Activations:
         return Activations(a.logits[part], {k: h[part] for k, h in a.hidden_states.items()}, a.stack)  # type: ignore[index]
 

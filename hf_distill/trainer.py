@@ -1,4 +1,4 @@
-"""The trainer: a teacher and a student see the same batch, the losses compare what they return, `Trainer` does the rest."""
+"""The trainer: teacher and student see the same batch, losses compare what they return, `Trainer` does the rest."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_distill.activations import Activations, Batch, Needs, Shapes
+from hf_distill.activations import Activations, Needs
+from hf_distill.batch import Batch
 from hf_distill.heads import core_model, forward_parameters
-from hf_distill.losses import DistillationLoss, HardLabelLoss, LossTerms
+from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
 from hf_distill.preflight import (
     align,
-    preserved_random_state,
+    choose_losses,
+    dry_run,
     refuse_unsupported,
     refuse_unsupported_model,
-    sample_inputs,
+    refuse_without_meaning,
 )
 from hf_distill.reports.model_card import add_distillation_section
-from hf_distill.teachers import TEACHER_LOGITS, Teacher, TeacherLogitsCollator
+from hf_distill.teachers import NOT_INPUTS, TEACHER_LOGITS, Teacher, TeacherLogitsCollator
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
-from hf_distill.training_args import DistillationTrainingArguments, build_losses, changed_loss_fields
-from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through
-
-LOSSES_NAME = "distillation_losses.safetensors"
+from hf_distill.training_args import DistillationTrainingArguments
+from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through, load_losses, save_losses
 
 
 class DistillationTrainer(Trainer):
     """`Trainer` that also learns from a teacher.
 
-    From an existing `Trainer` script the change is two lines: the class, and `teacher_model=`. The minimised loss is the weighted
-    sum of the terms, each a mean over what it counts (labels, tokens, rows) in the whole accumulation window and on all
-    processes. `eval_loss` stays the task's loss on labels, comparable with a plain fine-tune; each term is logged as
-    `<name>_loss` and `eval_<name>_loss`, their weighted sum in evaluation as `eval_distillation_loss`.
+    From an existing `Trainer` script the change is two lines: the class, and `teacher_model=`. The minimised loss is
+    the weighted sum of the terms, each a mean over what it counts (labels, tokens, rows) in the whole accumulation
+    window and on all processes. `eval_loss` stays the task's loss on labels, comparable with a plain fine-tune; each
+    term is logged as `<name>_loss` and `eval_<name>_loss`, their weighted sum as `eval_distillation_loss`.
 
-    A dataset column `teacher_logits` is used instead of running the teacher; with it `teacher_model` may be left out (the
-    classes are then taken to be in the student's order).
+    A dataset column `teacher_logits` is used instead of running the teacher; with it `teacher_model` may be left out
+    (the classes are then taken to be in the student's order). A teacher may be left out of evaluation altogether, with
+    `eval_with_teacher=False`, or where evaluation data has no such column: then only the terms on labels are computed.
 
     Args:
         model: The student.
@@ -51,7 +51,8 @@ class DistillationTrainer(Trainer):
         compute_loss_func: Replaces the hard-label term.
         teacher_model: A model, a path or Hub name (loaded with the student's task class), or a [`Teacher`].
         losses: Name -> [`DistillationLoss`]; replaces all default terms, the one on hard labels too.
-        teacher_processing_class: The teacher's tokenizer or image processor; loaded from beside its weights if left out.
+        teacher_processing_class: The teacher's tokenizer or image processor; loaded from beside its weights if
+            left out.
 
     All other arguments are Trainer's own, in Trainer's order.
 
@@ -61,6 +62,10 @@ class DistillationTrainer(Trainer):
 
     # The losses divide by the counts of the whole window; Trainer must not divide again.
     loss_is_scaled_for_ga = True
+
+    model: Any
+    args: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -83,12 +88,15 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: Any = None,
     ) -> None:
         if isinstance(model, str):
-            raise ValueError(f"model must be the student itself, got the string {model!r}. Load it with AutoModelFor....")
+            raise ValueError(
+                f"model must be the student itself, got the string {model!r}. Load it with AutoModelFor...."
+            )
         args = args if args is not None else DistillationTrainingArguments("tmp_trainer")
         refuse_unsupported(args)
-        self.losses = _losses(args, losses, compute_loss_func)
+        self.losses = choose_losses(args, losses, compute_loss_func)
         if not self.losses.student_needs.logits and args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # the head stays unused, also where checkpointing turns the search off
+            # The head stays unused, also where activation checkpointing would turn the search off.
+            args.ddp_find_unused_parameters = True
         super().__init__(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, model_init, compute_loss_func,
             compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics,
@@ -96,17 +104,15 @@ class DistillationTrainer(Trainer):
         refuse_unsupported_model(self)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
         revision = getattr(args, "teacher_model_revision", None)
-        self.head, self.alignment = align(
-            self.model, self.teacher, processing_class, teacher_processing_class, revision
-        )
-        if compute_loss_func is not None and self.head.kind == "span":
-            raise ValueError("compute_loss_func is called with `labels`, which question answering has not. Pass losses= instead.")
+        processing = (processing_class, teacher_processing_class)
+        self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
+        refuse_without_meaning(self.head, args, compute_loss_func)
         side = getattr(processing_class, "padding_side", "right")
         self.data_collator = TeacherLogitsCollator(self.data_collator, self.head, side)
         self._train_terms, self._eval_terms = TermLog(), TermLog()
-        self._logged_step = 0
+        self._windows_to_log = 0
         self._window_counts: Tensor | None = None
-        self._set_up_losses(self.model)
+        dry_run(self, self.model)
 
     # ---- The main path ----
 
@@ -117,78 +123,82 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Student forward, teacher forward, weighted sum of the losses, one scale."""
+        """Teacher forward, student forward, weighted sum of the losses, one scale.
+
+        In evaluation the loss is the task's own where there are labels, else the distance to the teacher, else `None`.
+        """
         training = model.training
-        losses = self.losses
-        teacher = self._ask_teacher(inputs, losses.teacher_needs, required=training)
-        batch = Batch.from_inputs(inputs, self.head)
-        self._settle_problem_type(batch)
-        if training and self._window_counts is not None:
-            batch = batch.with_counts(self._window_counts)
-        outputs, terms, task_loss = self._student_step(model, inputs, teacher, batch, num_items_in_batch)
-        loss = losses.total(terms) if terms else None
-        if training:
-            # DistributedDataParallel averages over processes what was already divided by the count of all of them.
-            loss = loss * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)  # type: ignore[operator]
-            self._remember(terms, batch, training=True)
-            return (loss, outputs) if return_outputs else loss
-        if loss is not None:
-            self._remember(terms, batch, training=False)
-        loss = task_loss if task_loss is not None else loss
+        teacher = self._ask_teacher(inputs, self.losses.teacher_needs, required=training)
+        batch = self._batch(inputs, training)
+        outputs, terms, loss = self._student_step(model, inputs, teacher, batch, num_items_in_batch)
+        self._remember(terms, batch, training)
+        if training or (loss is None and terms):
+            loss = self.losses.total(terms)
+        if training and self.args.average_tokens_across_devices:
+            # DistributedDataParallel will average over processes what was divided by the count of all of them.
+            loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def _student_step(
         self, model: nn.Module, inputs: Mapping[str, Any], teacher: Activations | None, batch: Batch, num_items: Any
-    ) -> tuple[Any, dict[str, Tensor], Tensor | None]:
-        """The student's outputs, the terms, and (in evaluation) the task's own loss if there are labels."""
-        training, labelled = model.training, batch.labels is not None
-        needs = self.losses.student_needs
-        needs = needs if training else needs | Needs(logits=labelled)
-        labels = inputs.get("labels")
+    ) -> tuple[Any, dict[str, Tensor], Any]:
+        """The student's outputs, the terms, and (if known) the task's own loss."""
+        labelled, needs = batch.labels is not None, self.losses.student_needs
+        if not model.training:
+            needs = needs | Needs(logits=labelled)
 
-        def step(student: nn.Module, **student_inputs: Any) -> tuple[Any, dict[str, Tensor], Tensor | None]:
+        def step(student: nn.Module, **student_inputs: Any) -> tuple[Any, dict[str, Tensor], Any]:
             outputs = student(**student_inputs, **needs.forward_arguments())
-            answer = Activations.from_outputs(outputs, inputs, self.head, needs)
-            replaced = {}
-            task_loss = None
+            answer = Activations.from_outputs(outputs, self.head, needs).at_positions(self.head, inputs)
+            task_loss, replaced = None, {}
             if self.compute_loss_func is not None and labelled:
-                task_loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items)
-                replaced = {name: task_loss for name, loss in self.losses.items() if isinstance(loss, HardLabelLoss)}
-            elif not training and labelled:
+                task_loss = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=num_items)
+                replaced = dict.fromkeys(hard_label_names(self.losses), task_loss)
+            elif labelled and not model.training:
                 smoothing = self.args.label_smoothing_factor if self.label_smoother is not None else 0.0
                 task_loss = HardLabelLoss(label_smoothing=smoothing)(answer, Activations(), batch)
             terms = self.losses(answer, teacher, batch, replaced=replaced)
-            if needs.hidden_states:
+            if needs.hidden_states:  # evaluation would gather whatever is returned
                 outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"})
             return outputs, terms, task_loss
 
-        student_inputs = self._student_inputs(inputs)
+        student_inputs = self._inputs_for("student", inputs)
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if student is model or not any(True for _ in self.losses.parameters()):
+        if student is model or not list(self.losses.parameters()):
             return step(model, **student_inputs)
         return forward_through(model, student, step, student_inputs)
 
     def _ask_teacher(self, inputs: Mapping[str, Any], needs: Needs, required: bool) -> Activations | None:
-        """The teacher's answer in the student's class order, stored or fresh; `None` if it is not needed or not to be had."""
+        """The teacher's answer in the student's class order, stored or fresh; `None` where it may be left out."""
         if not needs:
             return Activations()
         if not required and not getattr(self.args, "eval_with_teacher", True):
             return None
-        stored = None
-        if needs.logits and inputs.get(TEACHER_LOGITS) is not None:
-            stored = self.head.logits({"logits": inputs[TEACHER_LOGITS]}, inputs)
+        stored = inputs.get(TEACHER_LOGITS) if needs.logits else None
+        if stored is not None:
             needs = replace(needs, logits=False)
         answer = Activations()
+        if needs and self.teacher is None:
+            if not required:
+                return None
+            stored_instead = f" and no column {TEACHER_LOGITS!r} in the batch" if needs.logits else ""
+            raise ValueError(f"The losses need the teacher's {needs}, but there is no teacher_model{stored_instead}.")
         if needs:
-            if self.teacher is None:
-                if not required:
-                    return None
-                raise ValueError(
-                    f"The losses need the teacher's {needs}, but there is no teacher_model"
-                    + (f" and no column {TEACHER_LOGITS!r} in the batch. Pass one of them." if needs.logits else ". Pass one.")
-                )
-            answer = self.teacher(self._teacher_inputs(inputs), needs)
-        return self.alignment(answer if stored is None else replace(answer, logits=stored))
+            answer = self.teacher(self._inputs_for("teacher", inputs), needs)  # type: ignore[misc]
+        answer = answer if stored is None else replace(answer, logits=stored)
+        return self.alignment(answer).at_positions(self.head, inputs)
+
+    def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
+        """Labels and masks, with the window's counts in training and without other processes' copies in evaluation."""
+        batch = Batch.from_inputs(inputs, self.head)
+        if self.head.kind == "rows" and self.head.problem_type is None and batch.labels is not None:
+            self.head = replace(self.head, problem_type=batch.problem)
+            # Written into the config as Transformers' own heads do, for whoever loads the student.
+            config = core_model(self.model).config
+            config.problem_type = config.problem_type or batch.problem
+        if not training:
+            return batch.first_rows(self._real_rows(batch.rows))
+        return batch if self._window_counts is None else batch.with_counts(self._window_counts)
 
     # ---- What each model sees ----
 
@@ -199,66 +209,21 @@ class DistillationTrainer(Trainer):
             extra = {TEACHER_LOGITS, *(self.teacher.input_names if self.teacher is not None else ())}
             self._signature_columns = [*own, *sorted(extra - set(own))]
 
-    def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything but labels, stored answers, and columns that only the teacher names."""
-        names, _ = forward_parameters(self.model)
-        only_teacher = (self.teacher.input_names if self.teacher is not None else set()) - names
-        return {key: value for key, value in self._without_labels(inputs) if key not in only_teacher}
-
-    def _teacher_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The same for the teacher."""
-        names, _ = forward_parameters(self.model)
-        only_student = names - self.teacher.input_names  # type: ignore[union-attr]
-        shared = {key: value for key, value in self._without_labels(inputs) if key not in only_student}
-        return shared | ({"shift_labels": inputs["shift_labels"]} if "shift_labels" in inputs else {})
-
-    def _without_labels(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        hidden = {*self.label_names, "labels", "label", "label_ids", "shift_labels", "num_items_in_batch", TEACHER_LOGITS}
-        return ((key, value) for key, value in inputs.items() if key not in hidden)
+    def _inputs_for(self, who: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything but labels, stored answers, and columns that only the other model names."""
+        student, _ = forward_parameters(self.model)
+        teacher = self.teacher.input_names if self.teacher is not None else set()
+        foreign = teacher - student if who == "student" else student - teacher
+        hidden = foreign | NOT_INPUTS | set(self.label_names)
+        return {key: value for key, value in inputs.items() if key not in hidden}
 
     # ---- Setting up ----
-
-    def _set_up_losses(self, student: nn.Module) -> None:
-        """One dry forward of both models: build what the losses own, and fail now rather than at the first step."""
-        inputs = sample_inputs(self)
-        if inputs is None and self.losses.student_needs.hidden_states:
-            inputs = dict(getattr(student, "dummy_inputs", None) or {})
-        was_training, needs = student.training, self.losses.student_needs | Needs(logits=True)
-        with preserved_random_state(self.args.seed), torch.no_grad():
-            if not inputs:
-                self.losses.setup(Shapes(), Shapes())
-                return
-            outputs = student.eval()(**self._student_inputs(inputs), **needs.forward_arguments())
-            answer = Activations.from_outputs(outputs, inputs, self.head, needs)
-            teacher = self._ask_teacher(inputs, self.losses.teacher_needs, required=True)
-            self._refuse_other_classes(answer, teacher)
-            self.losses.setup(answer.shapes(), (teacher or Activations()).shapes())
-            self.losses.to(self.args.device)
-            if next(student.parameters()).device == self.args.device:
-                self.losses(answer, teacher, Batch.from_inputs(inputs, self.head))
-        student.train(was_training)
-
-    def _refuse_other_classes(self, student: Activations, teacher: Activations | None) -> None:
-        if teacher is None or teacher.logits is None or self.head.kind in ("masked_lm", "causal_lm"):
-            return
-        if student.logits is not None and student.logits.shape != teacher.logits.shape:
-            raise ValueError(
-                f"The student's answers have shape {tuple(student.logits.shape)}, the teacher's {tuple(teacher.logits.shape)} for the same rows. "
-                f"Both need the same classes and positions; a column {TEACHER_LOGITS!r} must come from this dataset, in the student's class order."
-            )
-
-    def _settle_problem_type(self, batch: Batch) -> None:
-        """Write the problem type that labels decide into the config, as Transformers' own heads do."""
-        if self.head.kind == "rows" and self.head.problem_type is None and batch.labels is not None:
-            self.head = replace(self.head, problem_type=batch.problem)  # type: ignore[arg-type]
-            config = core_model(self.model).config
-            config.problem_type = config.problem_type or batch.problem
 
     def call_model_init(self, trial: Any = None) -> Any:
         model = super().call_model_init(trial)
         if getattr(self, "is_in_train", False):  # train() replaces the model: its losses start afresh too
             detach_losses(self.model)
-            self._set_up_losses(model.to(self.args.device))
+            dry_run(self, model.to(self.args.device))
             attach_losses(model, self.losses)
         return model
 
@@ -266,7 +231,6 @@ class DistillationTrainer(Trainer):
         """Train as `Trainer.train` does; prints the equation that is minimised."""
         if self.is_world_process_zero():
             print(f"Minimising {self.losses.equation()}")
-        self._logged_step = 0
         attach_losses(self.model, self.losses)
         try:
             return super().train(*args, **kwargs)
@@ -284,20 +248,22 @@ class DistillationTrainer(Trainer):
             if self.args.average_tokens_across_devices:
                 counts = self.accelerator.reduce(counts, reduction="sum")
             self._window_counts = counts
+            self._windows_to_log += 1
         return batches, num_items
 
     def _remember(self, terms: Mapping[str, Tensor], batch: Batch, training: bool) -> None:
+        # A term is this process' share of the whole, or with local counts a mean of its own.
+        share = 1.0 if self.args.average_tokens_across_devices else 1.0 / self.accelerator.num_processes
         for name, term in terms.items():
             if training:
-                self._train_terms.add(name, term, 1.0 if self.args.average_tokens_across_devices else 1 / self.accelerator.num_processes)
+                self._train_terms.add(name, term, share)
             else:
-                self._eval_terms.add(name, term, batch.totals[self.losses[name].over])  # type: ignore[index]
+                self._eval_terms.add(name, term, batch.totals[self.losses[name].over])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a line of the training log, as opposed to evaluation and the final summary
-            steps = self.state.global_step - self._logged_step
-            self._logged_step = self.state.global_step
-            terms = self._train_terms.drain(self._sum_over_processes, steps)
+            terms = self._train_terms.drain(self._sum_over_processes, self._windows_to_log)
+            self._windows_to_log = 0
             logs.update({f"{name}_loss": value for name, value in terms.items()})
         super().log(logs, start_time)
 
@@ -306,8 +272,19 @@ class DistillationTrainer(Trainer):
 
     # ---- Evaluation ----
 
+    def _real_rows(self, rows: int) -> int:
+        """How many rows of this process' batch are not copies that fill up the last batch of several processes."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return max(0, min(rows, state.remainder - self.accelerator.process_index * rows))
+
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -315,14 +292,15 @@ class DistillationTrainer(Trainer):
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        ignored = ignore_keys or getattr(core_model(self.model).config, "keys_to_ignore_at_inference", ["past_key_values"])
+        config = core_model(self.model).config
+        ignored = ignore_keys or getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
         logits = nested_detach(tuple(value for key, value in outputs.items() if key not in (*ignored, "loss")))
         return loss, logits[0] if len(logits) == 1 else logits, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._eval_terms = TermLog()
         prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         terms = self._eval_terms.drain(self._sum_over_processes)
         output.metrics.update({f"{prefix}_{name}_loss": value for name, value in terms.items()})
         if terms:
@@ -332,31 +310,18 @@ class DistillationTrainer(Trainer):
     # ---- Checkpoints and cards ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        state = self.losses.state_dict()
-        if state and self.args.should_save:
+        if self.args.should_save:  # first, so that a checkpoint that looks complete has them
             folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            os.makedirs(folder, exist_ok=True)
-            save_file({key: value.contiguous() for key, value in state.items()}, os.path.join(folder, LOSSES_NAME))
+            save_losses(self.losses, folder)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_losses(resume_from_checkpoint)
+        load_losses(self.losses, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_losses(self.state.best_model_checkpoint)
-
-    def _load_losses(self, folder: str | None) -> None:
-        if folder is None or not self.losses.state_dict():
-            return
-        path = os.path.join(folder, LOSSES_NAME)
-        if not os.path.isfile(path):
-            raise ValueError(
-                f"The checkpoint {folder} has no {LOSSES_NAME}, but the losses have learned parameters to restore. Resume with the losses that "
-                "the checkpoint was made with, or start a new run."
-            )
-        self.losses.load_state_dict(load_file(path))
+        load_losses(self.losses, self.state.best_model_checkpoint)  # type: ignore[arg-type]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's card, with the teacher and the equation that was minimised."""
@@ -364,21 +329,3 @@ class DistillationTrainer(Trainer):
         if self.is_world_process_zero():
             teacher = self.teacher.name if self.teacher is not None else None
             add_distillation_section(os.path.join(self.args.output_dir, "README.md"), teacher, self.losses)
-
-
-def _losses(
-    args: TrainingArguments, losses: Mapping[str, DistillationLoss] | None, compute_loss_func: Callable[..., Any] | None
-) -> LossTerms:
-    """The terms that the arguments stand for, or the user's own."""
-    if losses is not None and (changed := changed_loss_fields(args)):
-        raise ValueError(
-            f"`losses` replaces the default losses, so {changed} would have no effect. Set them on the losses you pass, or leave out `losses`."
-        )
-    terms = LossTerms(build_losses(args) if losses is None else losses)
-    has_hard = any(isinstance(loss, HardLabelLoss) and loss.weight > 0 for loss in terms.values())
-    if compute_loss_func is not None and not has_hard:
-        raise ValueError(
-            "compute_loss_func replaces the hard-label term, but there is none. Set hard_label_weight above 0, put a HardLabelLoss into `losses`, or "
-            "leave out compute_loss_func."
-        )
-    return terms

@@ -18,9 +18,9 @@ from hf_distill.losses.soft_target import DIVERGENCES, POSITIONS
 class DistillationTrainingArguments(TrainingArguments):
     """`TrainingArguments` plus the distillation losses' weights and settings.
 
-    The fields below only build the default losses: `soft` (soft targets), `hard` (labels) and `hidden` (hidden states). Weights are
-    independent factors, not shares of one; a weight of 0 drops the term and whatever it would have cost. For anything else
-    pass `losses=` to [`DistillationTrainer`].
+    The fields below only build the default losses: `soft` (soft targets), `hard` (labels) and `hidden` (hidden
+    states). Weights are independent factors, not shares of one; a weight of 0 drops the term and whatever it would
+    have cost. For anything else pass `losses=` to [`DistillationTrainer`].
 
     Parses with `HfArgumentParser` from the command line, YAML and JSON.
 
@@ -28,7 +28,7 @@ class DistillationTrainingArguments(TrainingArguments):
         ValueError: If a weight is negative, all are 0, or a setting is out of range.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]
         *TrainingArguments._VALID_DICT_FIELDS,
         "layer_mapping",
         "teacher_model_init_kwargs",
@@ -66,8 +66,8 @@ class DistillationTrainingArguments(TrainingArguments):
     layer_mapping: dict | str | None = field(
         default="uniform",
         metadata={
-            "help": "Which hidden states are compared: 'uniform', 'last', or {student index: teacher index} as JSON. Index 0 "
-            "is the embedding output."
+            "help": "Which hidden states are compared: 'uniform', 'last', or {student index: teacher index} as JSON. "
+            "Index 0 is the embedding output."
         },
     )
     teacher_model_name_or_path: str | None = field(
@@ -84,18 +84,22 @@ class DistillationTrainingArguments(TrainingArguments):
         },
     )
     teacher_device: str | None = field(
-        default=None, metadata={"help": "Where the teacher runs, for example 'cuda:1' or 'cpu'; the student's device if unset."}
+        default=None,
+        metadata={"help": "Where the teacher runs, for example 'cuda:1' or 'cpu'; the student's device if unset."},
     )
     eval_with_teacher: bool = field(
         default=True,
-        metadata={"help": "Whether evaluation computes the distillation terms too, which asks the teacher for every batch."},
+        metadata={
+            "help": "Whether evaluation computes the distillation terms too, which asks the teacher for every batch."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.teacher_model_init_kwargs, str):
             raise ValueError(
-                f"teacher_model_init_kwargs must be a dict or JSON that starts with '{{', got {self.teacher_model_init_kwargs!r}."
+                "teacher_model_init_kwargs must be a dict or JSON that starts with "
+                f"'{{', got {self.teacher_model_init_kwargs!r}."
             )
         self.layer_mapping = _with_integer_keys(self.layer_mapping)
         build_losses(self)  # a wrong value is told now, not after the models are loaded
@@ -112,7 +116,9 @@ LOSS_FIELDS: dict[str, Any] = {
 
 def changed_loss_fields(args: TrainingArguments) -> dict[str, Any]:
     """The loss settings that differ from their defaults, and so contradict `losses=`."""
-    return {name: getattr(args, name) for name, default in LOSS_FIELDS.items() if getattr(args, name, default) != default}
+    return {
+        name: getattr(args, name) for name, default in LOSS_FIELDS.items() if getattr(args, name, default) != default
+    }
 
 
 def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:

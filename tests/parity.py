@@ -1,4 +1,5 @@
-"""One training run whose gradients and weights are kept: what the parity tests compare, alone or as one of two processes.
+"""One training run whose gradients and weights are kept: what the parity tests compare, alone or as one of two
+processes.
 
 Run under torchrun it writes what rank 0 saw, after checking that the other rank has the same.
 """
@@ -45,15 +46,26 @@ def every_term():
 def run(name, batch_size, accumulation, losses=None):
     """Gradients of the first step, weights and losses' parameters after all, and the logs."""
     task = tiny_task(name)
-    # In float64, so that a gradient whose true value is 0 (the bias of a softmax over positions) is not mere rounding noise.
+    # In float64, so that a gradient whose true value is 0 (the bias of a softmax over positions) is not mere rounding
+    # noise.
     task.student.double(), task.teacher.double()
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationTrainingArguments(
-            folder, use_cpu=True, report_to="none", disable_tqdm=True, optim="sgd", learning_rate=0.1, max_grad_norm=0.5,
-            lr_scheduler_type="constant", per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-            max_steps=STEPS, logging_steps=1, save_strategy="no",
+            folder,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.5,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=STEPS,
+            logging_steps=1,
+            save_strategy="no",
             ddp_backend="gloo" if dist.is_torchelastic_launched() else None,
-        )  # fmt: skip
+        )
         trainer = RecordingTrainer(
             task.student, args, task.collate, task.rows, teacher_model=task.teacher, losses=losses or every_term()
         )

@@ -19,9 +19,7 @@ class Recorder(nn.Module):
         self.calls = []
 
     def forward(self, x):
-        self.calls.append(
-            (len(x), self.training, torch.get_num_threads(), torch.is_inference_mode_enabled())
-        )
+        self.calls.append((len(x), self.training, torch.get_num_threads(), torch.is_inference_mode_enabled()))
         time.sleep(self.seconds)
         return self.linear(x)
 
@@ -55,9 +53,7 @@ def test_disk_size_of_a_folder_without_weights_is_refused(tmp_path):
 
 def test_latency_takes_the_inputs_in_turn_in_eval_mode_on_the_asked_threads():
     model = Recorder().train()
-    latency = measure_latency(
-        model, [{"x": torch.ones(1, 2)}, {"x": torch.ones(3, 2)}], runs=4, warmup=2, threads=2
-    )
+    latency = measure_latency(model, [{"x": torch.ones(1, 2)}, {"x": torch.ones(3, 2)}], runs=4, warmup=2, threads=2)
     assert [call[0] for call in model.calls] == [1, 3, 1, 3, 1, 3]
     assert all(call[1:] == (False, 2, True) for call in model.calls)
     assert (latency.runs, latency.threads, latency.device) == (4, 2, "cpu")

@@ -1,8 +1,17 @@
-"""The losses, one a file. A loss sees activations, never models; write your own by deriving from `DistillationLoss`."""
+"""The losses, one a file. A loss sees activations, never models; write your own by deriving from
+`DistillationLoss`.
+"""
 
 from hf_distill.losses.base import DistillationLoss, LossTerms
-from hf_distill.losses.hard_label import HardLabelLoss
+from hf_distill.losses.hard_label import HardLabelLoss, hard_label_names
 from hf_distill.losses.hidden_state import HiddenStateLoss
 from hf_distill.losses.soft_target import SoftTargetLoss
 
-__all__ = ["DistillationLoss", "HardLabelLoss", "HiddenStateLoss", "LossTerms", "SoftTargetLoss"]
+__all__ = [
+    "DistillationLoss",
+    "HardLabelLoss",
+    "HiddenStateLoss",
+    "LossTerms",
+    "SoftTargetLoss",
+    "hard_label_names",
+]

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hf_distill.activations import Activations, Batch, Needs, Over, Shapes
+from hf_distill.activations import Activations, Needs, Shapes
+from hf_distill.batch import Batch, Over
 
 
 class DistillationLoss(nn.Module):
@@ -25,15 +26,15 @@ class DistillationLoss(nn.Module):
     >>> LogitDistance(weight=0.3).weight
     0.3
 
-    A loss may own parameters: build them in [`setup`]. They are trained, clipped, synchronised, saved and resumed with the
-    student, and stay out of its weights.
+    A loss may own parameters: build them in [`setup`]. They are trained, clipped, synchronised, saved and resumed with
+    the student, and stay out of its weights.
 
     Args:
         weight: Factor of this term in the sum; at least 0.
 
     Attributes:
-        student_needs: What the loss reads from the student. Hidden-state indices may be known only after [`setup`]; until
-            then ask for `hidden_states=True`.
+        student_needs: What the loss reads from the student. Hidden-state indices may be known only after [`setup`];
+            until then ask for `hidden_states=True`.
         teacher_needs: The same for the teacher. Empty means that the teacher need not be run.
         over: What the mean counts (see [`Batch`]); weighs the batches of an evaluation against each other.
         couples_rows: True where a row's value depends on the other rows of the micro-batch.
@@ -83,8 +84,8 @@ class LossTerms(nn.ModuleDict):
                 )
             if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
                 raise ValueError(
-                    f"Losses are named by Python identifiers other than {sorted(_RESERVED)}, since the name becomes the "
-                    f"log key '<name>_loss'; got {name!r}."
+                    f"Losses are named by Python identifiers other than {sorted(_RESERVED)}, since the name becomes "
+                    f"the log key '<name>_loss'; got {name!r}."
                 )
         if not any(loss.weight > 0 for loss in losses.values()):
             weights = {name: loss.weight for name, loss in losses.items()}
@@ -93,14 +94,14 @@ class LossTerms(nn.ModuleDict):
 
     @property
     def student_needs(self) -> Needs:
-        return Needs.union(loss.student_needs for loss in self._active().values())
+        return Needs.union(loss.student_needs for loss in self.active().values())
 
     @property
     def teacher_needs(self) -> Needs:
-        return Needs.union(loss.teacher_needs for loss in self._active().values())
+        return Needs.union(loss.teacher_needs for loss in self.active().values())
 
     def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
-        for loss in self._active().values():
+        for loss in self.active().values():
             loss.setup(student_shapes, teacher_shapes)
 
     def forward(
@@ -119,10 +120,10 @@ class LossTerms(nn.ModuleDict):
             replaced: Terms that were computed elsewhere.
         """
         terms = dict(replaced or {})
-        for name, loss in self._active().items():
+        for name, loss in self.active().items():
             if name not in terms and (teacher is not None or not loss.teacher_needs):
                 terms[name] = loss(student, teacher or Activations(), batch)
-        return {name: terms[name] for name in self._active() if name in terms}
+        return {name: terms[name] for name in self.active() if name in terms}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised. Shape: ()."""
@@ -130,10 +131,14 @@ class LossTerms(nn.ModuleDict):
 
     def equation(self) -> str:
         """The sum in words, with its numbers."""
-        return " + ".join(f"{loss.weight:g} * {name}[{loss.formula()}]" for name, loss in self._active().items())
+        return " + ".join(f"{loss.weight:g} * {name}[{loss.formula()}]" for name, loss in self.active().items())
 
-    def _active(self) -> dict[str, DistillationLoss]:
-        return {name: loss for name, loss in self.items() if loss.weight > 0}  # type: ignore[misc]
+    def active(self) -> dict[str, DistillationLoss]:
+        """The losses whose weight is above 0."""
+        return {name: loss for name, loss in self.items() if isinstance(loss, DistillationLoss) and loss.weight > 0}
+
+    def __getitem__(self, name: str) -> DistillationLoss:
+        return super().__getitem__(name)  # type: ignore[return-value]
 
 
 # Each would collide with a log key of Trainer or of the module dictionary.

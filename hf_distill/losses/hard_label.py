@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.activations import Activations, Batch, Needs
+from hf_distill.activations import Activations, Needs
+from hf_distill.batch import Batch
 from hf_distill.functional import at_least_fp32
-from hf_distill.losses.base import DistillationLoss
+from hf_distill.losses.base import DistillationLoss, LossTerms
 
 
 class HardLabelLoss(DistillationLoss):
     """What the student would be trained on without a teacher, averaged over the labelled positions.
 
-    Cross-entropy for one class a position, binary cross-entropy for multi-label heads (averaged over rows and labels), squared error
-    for regression. Positions labelled -100 (NaN for regression) do not count. For spans the padding is no possible answer.
+    Cross-entropy for one class a position, binary cross-entropy for multi-label heads (averaged over rows and labels),
+    squared error for regression. Positions labelled -100 (NaN for regression) do not count. For spans the padding is
+    no possible answer.
 
     Args:
         weight: Factor of this term.
@@ -51,3 +53,8 @@ class HardLabelLoss(DistillationLoss):
     def formula(self) -> str:
         smoothing = f", smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
         return f"task loss on labels{smoothing}"
+
+
+def hard_label_names(losses: LossTerms) -> list[str]:
+    """The names of the active terms that learn from labels."""
+    return [name for name, loss in losses.active().items() if isinstance(loss, HardLabelLoss)]

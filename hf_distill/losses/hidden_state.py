@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from hf_distill.activations import Activations, Batch, Needs, Shapes
+from hf_distill.activations import Activations, Needs, Shapes
+from hf_distill.batch import Batch
 from hf_distill.functional import cosine_distance, mean_squared_error, normalized_mean_squared_error
 from hf_distill.losses.base import DistillationLoss
 from hf_distill.mapping import LayerMapping
@@ -24,13 +26,14 @@ DISTANCES = {
 class HiddenStateLoss(DistillationLoss):
     """Distance between mapped hidden states at every real token, averaged over tokens and over the mapped layers.
 
-    Where the widths differ, one linear projection for each student layer is learned with the student; it lives in this loss and
-    never in the student's weights (FitNets, Romero et al., 2015; TinyBERT, Jiao et al., 2020, equation 8).
+    Where the widths differ, one linear projection for each student layer is learned with the student; it lives in this
+    loss and never in the student's weights (FitNets, Romero et al., 2015; TinyBERT, Jiao et al., 2020, equation 8).
 
     Args:
         layer_mapping: Which layer learns from which: a [`LayerMapping`], `"uniform"`, `"last"`, or
             `{student index: teacher index}` in `hidden_states` indices.
-        distance: `"mse"` (mean over the width), `"normalized_mse"` (of unit vectors, insensitive to scale), `"cosine"`.
+        distance: `"mse"` (mean over the width), `"normalized_mse"` (of unit vectors, insensitive to scale),
+            `"cosine"`.
         weight: Factor of this term.
 
     Raises:
@@ -42,14 +45,14 @@ class HiddenStateLoss(DistillationLoss):
     over = "tokens"
     citation = """@inproceedings{jiao2020tinybert,
   title={TinyBERT: Distilling BERT for Natural Language Understanding},
-  author={Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin and Wang, Fang and Liu, Qun},
-  booktitle={Findings of EMNLP},
+  author={Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin and Wang, Fang
+  and Liu, Qun}, booktitle={Findings of EMNLP},
   year={2020}
 }"""
 
     def __init__(
         self,
-        layer_mapping: LayerMapping | dict[int, int] | str = "uniform",
+        layer_mapping: LayerMapping | Mapping[int, int] | str = "uniform",
         distance: Distance = "mse",
         weight: float = 1.0,
     ) -> None:
@@ -66,7 +69,9 @@ class HiddenStateLoss(DistillationLoss):
         self.pairs = self.layer_mapping.resolve(len(ours) - 1, len(theirs) - 1)
         for s, t in self.pairs:
             _require_same_positions(s, ours[s], t, theirs[t])
-        self.projections = nn.ModuleDict({str(s): Projection(_width(ours[s]), _width(theirs[t])) for s, t in self.pairs})
+        self.projections = nn.ModuleDict(
+            {str(s): Projection(_width(ours[s]), _width(theirs[t])) for s, t in self.pairs}
+        )
         self.student_needs = Needs(hidden_states=tuple(sorted(s for s, _ in self.pairs)))
         self.teacher_needs = Needs(hidden_states=tuple(sorted(t for _, t in self.pairs)))
 
@@ -96,7 +101,7 @@ def _require_same_positions(s: int, ours: tuple[int, ...], t: int, theirs: tuple
     positions = [shape[2:] if len(shape) == 4 else shape[1:-1] for shape in (ours, theirs)]
     if positions[0] != positions[1]:
         raise ValueError(
-            f"Hidden state {s} of the student has positions {positions[0]}, hidden state {t} of the teacher {positions[1]}: "
-            "they do not describe the same tokens or patches. Map layers of equal resolution with layer_mapping={...}, or drop the "
-            "hidden-state loss."
+            f"Hidden state {s} of the student has positions {positions[0]}, hidden state {t} of the teacher "
+            f"{positions[1]}: they do not describe the same tokens or patches. Map layers of equal resolution with an "
+            "explicit layer mapping, or drop the hidden-state loss."
         )

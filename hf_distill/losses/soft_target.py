@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from hf_distill.activations import Activations, Batch, Needs
+from hf_distill.activations import Activations, Needs
+from hf_distill.batch import Batch
 from hf_distill.functional import (
     binary_logits,
     jensen_shannon_divergence,
@@ -25,8 +26,8 @@ POSITIONS = ("labels", "all")
 class SoftTargetLoss(DistillationLoss):
     """Divergence between the softened answers of teacher and student, times temperature² (Hinton et al., 2015).
 
-    Over the classes at each position; label by label for multi-label heads (averaged over rows and labels); squared error
-    between the two predictions for regression, where temperature and divergence play no part.
+    Over the classes at each position; label by label for multi-label heads (averaged over rows and labels); squared
+    error between the two predictions for regression, where temperature and divergence play no part.
 
     Args:
         temperature: Divides the logits of both sides; above 0. 1 leaves the answers as they are.

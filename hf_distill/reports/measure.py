@@ -49,9 +49,7 @@ def disk_megabytes(folder: str | Path) -> float:
         sizes = [path.stat().st_size for path in Path(folder).glob(pattern)]
         if sizes:
             return sum(sizes) / 1e6
-    raise ValueError(
-        f"{folder} holds no weights ({' or '.join(WEIGHT_PATTERNS)}). Save the model there first."
-    )
+    raise ValueError(f"{folder} holds no weights ({' or '.join(WEIGHT_PATTERNS)}). Save the model there first.")
 
 
 def measure_latency(

@@ -13,11 +13,12 @@ TAGS = ("hf_distill", "knowledge-distillation")
 
 def distillation_section(teacher: str | None, losses: LossTerms) -> str:
     """Markdown: the teacher, the equation that was minimised, and the sources of its terms."""
-    citations = sorted({loss.citation for loss in losses.values() if loss.citation and loss.weight > 0})  # type: ignore[union-attr]
+    citations = sorted({loss.citation for loss in losses.active().values() if loss.citation})
+    stored = "stored answers (column `teacher_logits`)" if losses.teacher_needs else "none"
     lines = [
         "## Distillation",
         "",
-        f"Teacher: {f'`{teacher}`' if teacher else 'stored answers (column `teacher_logits`)' if losses.teacher_needs else 'none'}",
+        f"Teacher: {f'`{teacher}`' if teacher else stored}",
         "",
         "Minimised:",
         "",

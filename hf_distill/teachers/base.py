@@ -13,7 +13,8 @@ class Teacher(Protocol):
     """Anything that answers for a batch.
 
     Attributes:
-        config: A Transformers config: label names, vocabulary and lengths are compared with the student's. May be `None`.
+        config: A Transformers config: label names, vocabulary and lengths are compared with the student's. May be
+            `None`.
         name: What the model card and the checkpoints call it; never the weights.
         input_names: The forward arguments that it reads, so that their columns are kept.
     """
@@ -23,5 +24,5 @@ class Teacher(Protocol):
     input_names: set[str]
 
     def __call__(self, inputs: Mapping[str, Any], needs: Needs) -> Activations:
-        """The activations for one batch, on the batch's device, without gradients. Classes in the teacher's own order."""
+        """What is needed for one batch, on the batch's device, without gradients; logits as in [`Head.answers`]."""
         ...

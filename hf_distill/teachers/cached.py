@@ -12,13 +12,16 @@ from torch import Tensor
 from hf_distill.activations import Head
 
 TEACHER_LOGITS = "teacher_logits"
+# Columns of a batch that no model's forward is given: the losses read them.
+NOT_INPUTS = frozenset({"labels", "label", "label_ids", "shift_labels", "num_items_in_batch", TEACHER_LOGITS})
 
 
 class TeacherLogitsCollator:
     """Wraps a data collator: batches the `teacher_logits` column, everything else is left to the wrapped collator.
 
-    A row's entry is what the teacher returned for it: (V,) for one answer a row, (T, V) for token tasks and language models,
-    (2, T) for question answering (start, end). Rows of different length are padded like the wrapped collator padded their tokens.
+    A row's entry is what the teacher returned for it: (V,) for one answer a row, (T, V) for token tasks and language
+    models, (2, T) for question answering (start, end). Rows of different length are padded like the wrapped collator
+    padded their tokens.
 
     Args:
         collator: The collator for all other columns.
@@ -26,7 +29,9 @@ class TeacherLogitsCollator:
         padding_side: `"right"` or `"left"`, where the tokenizer pads.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], head: Head, padding_side: str = "right") -> None:
+    def __init__(
+        self, collator: Callable[[list[Any]], dict[str, Any]], head: Head, padding_side: str = "right"
+    ) -> None:
         self.collator = collator
         self.head = head
         self.padding_side = padding_side
@@ -41,7 +46,9 @@ class TeacherLogitsCollator:
             return self.collator(features)
         missing = sum(TEACHER_LOGITS not in feature for feature in features)
         if missing:
-            raise ValueError(f"{missing} of {len(features)} rows lack the column {TEACHER_LOGITS!r} that the others have.")
+            raise ValueError(
+                f"{missing} of {len(features)} rows lack the column {TEACHER_LOGITS!r} that the others have."
+            )
         logits = [torch.as_tensor(feature[TEACHER_LOGITS], dtype=torch.float32) for feature in features]
         batch = self.collator([{k: v for k, v in feature.items() if k != TEACHER_LOGITS} for feature in features])
         batch[TEACHER_LOGITS] = torch.stack([self._pad(row, batch) for row in logits])
@@ -56,8 +63,8 @@ class TeacherLogitsCollator:
         missing = length - (row.shape[1] if is_span else row.shape[0])
         if missing < 0:
             raise ValueError(
-                f"A row of {TEACHER_LOGITS!r} describes {length - missing} positions, but its batch has only {length} tokens: it "
-                "was made from longer inputs. Make it again from the dataset that is trained on."
+                f"A row of {TEACHER_LOGITS!r} describes {length - missing} positions, but its batch has only "
+                f"{length} tokens: it was made from longer inputs. Make it again from the dataset that is trained on."
             )
         padding = (missing, 0) if self.padding_side == "left" else (0, missing)
         return F.pad(row, padding if is_span else (0, 0, *padding))

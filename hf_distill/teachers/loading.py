@@ -48,19 +48,24 @@ def load_teacher(
     if isinstance(teacher, Teacher):
         return teacher
     raise ValueError(
-        f"teacher_model must be a model, a path or Hub name, or a Teacher (see hf_distill.teachers.Teacher), got {type(teacher).__name__}."
+        "teacher_model must be a model, a path or Hub name, or a Teacher (see hf_distill.teachers.Teacher), got "
+        f"{type(teacher).__name__}."
     )
 
 
 def load_processing_class(teacher: Teacher | None, like: Any, revision: str | None = None) -> Any:
-    """The tokenizer or image processor beside the teacher's weights, of the kind that `like` is; `None` if there is none."""
+    """The tokenizer or image processor beside the teacher's weights, of the kind that `like` is; `None` if there is
+    none.
+    """
     name = getattr(getattr(teacher, "config", None), "_name_or_path", "") or getattr(teacher, "name", "")
     if not name or like is None:
         return None
     auto: Any = AutoTokenizer if isinstance(like, PreTrainedTokenizerBase) else AutoImageProcessor
     try:
         return auto.from_pretrained(name, revision=revision or "main")
-    except Exception:  # absent, unreachable, or of a kind that the auto class does not know: the caller says what goes unchecked
+    except (
+        Exception
+    ):  # absent, unreachable, or of a kind that the auto class does not know: the caller says what goes unchecked
         return None
 
 
@@ -68,6 +73,7 @@ def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
     ours = {id(p) for p in student.parameters()}
     if any(id(p) in ours for p in teacher.parameters()):
         raise ValueError(
-            f"The teacher ({type(core_model(teacher)).__name__}) shares parameters with the student: training would change it, and freezing it would "
-            "freeze the student. Pass a copy (copy.deepcopy(model)), or load it a second time."
+            f"The teacher ({type(core_model(teacher)).__name__}) shares parameters with the student: training would "
+            "change it, and freezing it would freeze the student. Pass a copy (copy.deepcopy(model)), or load it a "
+            "second time."
         )

@@ -15,8 +15,9 @@ from hf_distill.heads import forward_parameters, head_of
 class OnlineTeacher:
     """A Transformers model, frozen, in eval mode, run without gradients.
 
-    It is never wrapped, prepared or registered with Accelerate, and never part of the student: it appears in no checkpoint.
-    A model that is quantised or spread by `device_map` stays where it is; batches travel to it and its answers back.
+    It is never wrapped, prepared or registered with Accelerate, and never part of the student: it appears in no
+    checkpoint. A model that is quantised or spread by `device_map` stays where it is; batches travel to it and its
+    answers back.
 
     Args:
         model: The teacher. Its parameters stop requiring gradients.
@@ -43,7 +44,7 @@ class OnlineTeacher:
         moved = {key: _to(value, device, dtype) for key, value in self.readable(inputs).items()}
         outputs = self.model(**moved, **extra)
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-        answer = Activations.from_outputs(outputs, moved, self.head, needs)
+        answer = Activations.from_outputs(outputs, self.head, needs)
         answer.logits = None if answer.logits is None else answer.logits.to(source)
         answer.hidden_states = {index: state.to(source) for index, state in answer.hidden_states.items()}
         return answer
