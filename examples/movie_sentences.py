@@ -6,7 +6,8 @@ r"""Distil a sentence classifier into a student ten times smaller; measure what 
 1. A pretrained encoder (MiniLM, 22.7 M parameters) is fine-tuned on film reviews: the teacher.
 2. The teacher is asked once; its logits become the column `teacher_logits`.
 3. A student (2.2 M parameters, random weights) learns from them and from the labels; the same
-   student, from the same weights and for as many steps, learns from the labels alone.
+   student, from the same weights and for as many steps, learns from the labels alone. (No weight
+   is carried over from the teacher, so no other baseline starts better than this one.)
 4. One table compares them on test rows that nothing was chosen on; `out/student` is ready for
    `pipeline("text-classification", model="out/student")`.
 
@@ -107,7 +108,8 @@ def get_teacher(
             teacher, accuracies = fine_tune_teacher(name, data, tokenizer, arguments)
         store_teacher(folder / "teacher", settings, teacher, tokenizer)
         say(f"teacher: saved; validation accuracy after each epoch {percents(accuracies)}")
-    file = folder / "teacher_logits.safetensors"
+    # In the teacher's own folder: whatever replaces the teacher removes its answers too.
+    file = folder / "teacher" / "logits.safetensors"
     logits, kept = teacher_answers(file, settings, teacher, data, tokenizer)
     say(f"teacher: logits of all rows {'reused' if kept else 'computed once'}")
     return teacher, logits

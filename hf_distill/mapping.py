@@ -53,7 +53,7 @@ class LayerMapping:
             return value
         if isinstance(value, Mapping):
             try:
-                return cls.pairs({int(student): teacher for student, teacher in value.items()})
+                return cls.pairs({int(k) if isinstance(k, str) else k: teacher for k, teacher in value.items()})
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"layer_mapping must map whole numbers to whole numbers, got {value!r}: {error}"

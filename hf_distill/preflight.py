@@ -227,17 +227,22 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         batch = Batch.from_inputs(inputs, trainer.head)
         if trains:
             _refuse_missing_labels(losses, batch, trainer.label_names)
-        needs, was_training = losses.student_needs | Needs(logits=True), student.training
+        # All hidden states: which ones the losses read is known only once they have seen how many there are.
+        needs, was_training = _all_of(losses.student_needs | Needs(logits=True)), student.training
         outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
         student.train(was_training)
         answer = Activations.from_outputs(outputs, trainer.head, needs).at_positions(trainer.head, inputs)
-        teacher = trainer._ask_teacher(inputs, losses.teacher_needs, required=trains)
+        teacher = trainer._ask_teacher(inputs, _all_of(losses.teacher_needs), required=trains)
         if teacher is not None:
             _refuse_other_classes(answer, teacher, trainer.head)
             losses.setup(answer.shapes(), teacher.shapes())
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
+
+
+def _all_of(needs: Needs) -> Needs:
+    return Needs(needs.logits, True if needs.hidden_states else ())
 
 
 def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:

@@ -158,6 +158,8 @@ class DistillationTrainer(Trainer):
                 smoothing = self.args.label_smoothing_factor if self.label_smoother is not None else 0.0
                 task_loss = HardLabelLoss(label_smoothing=smoothing)(answer, Activations(), batch)
             terms = self.losses(answer, teacher, batch, replaced=replaced)
+            if not labelled and not model.training:
+                terms = {name: term for name, term in terms.items() if name not in hard_label_names(self.losses)}
             if needs.hidden_states:  # evaluation would gather whatever is returned
                 outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"})
             return outputs, terms, task_loss
@@ -236,6 +238,17 @@ class DistillationTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             detach_losses(self.model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if any(id(parameter) not in known for parameter in self.losses.parameters()):
+            raise ValueError(
+                "The optimizer that was passed does not know the losses' own parameters (projections), which would never "
+                "learn. Add them: trainer.optimizer.add_param_group({'params': list(trainer.losses.parameters())}), or "
+                "leave out `optimizers`."
+            )
+        return optimizer
 
     # ---- Counting and logging ----
 

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.losses.hidden_state import DISTANCES
 from hf_distill.losses.soft_target import DIVERGENCES, POSITIONS
+from hf_distill.mapping import LayerMapping
 
 
 @dataclass
@@ -159,6 +160,6 @@ def _with_integer_keys(mapping: dict[Any, Any] | str | None) -> dict[int, int] |
     if not isinstance(mapping, dict):
         return mapping
     try:
-        return {int(student): int(teacher) for student, teacher in mapping.items()}
+        return dict(LayerMapping.parse(mapping).explicit)
     except (TypeError, ValueError):
         raise ValueError(f"layer_mapping must map whole numbers to whole numbers, got {mapping!r}.") from None

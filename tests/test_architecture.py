@@ -1,0 +1,74 @@
+"""Imports point down, as the house is drawn: a room may import only from the rooms below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hf_distill
+
+PACKAGE = Path(hf_distill.__file__).parent
+# Room -> the rooms it may import from. A module is its own room, a folder is one.
+MAY_IMPORT = {
+    "functional": set(),
+    "activations": set(),
+    "mapping": set(),
+    "projection": set(),
+    "batch": {"activations"},
+    "term_log": set(),
+    "heads": {"activations"},
+    "losses": {"functional", "activations", "batch", "mapping", "projection"},
+    "teachers": {"activations", "heads"},
+    "alignment": {"activations"},
+    "training_args": {"losses"},
+    "wrapped_forward": {"losses"},
+    "reports": {"functional", "activations", "losses"},
+    "preflight": {"activations", "alignment", "batch", "heads", "losses", "teachers", "training_args"},
+    "trainer": {
+        "activations", "batch", "heads", "losses", "preflight", "reports", "teachers", "term_log", "training_args",
+        "wrapped_forward",
+    },
+    "__init__": {"losses", "mapping", "trainer", "training_args"},
+    "testing": {"activations", "batch", "losses"},
+}  # fmt: skip
+TORCH_ALONE = ("functional", "activations", "batch", "mapping", "projection", "term_log")
+
+
+def imports(path):
+    """Top-level module names and, for our own, the room; what is only imported for type checkers is no arrow."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def files():
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_arrows_point_down(path):
+    room = path.parts[0].removesuffix(".py")
+    ours = {name.split(".")[1] for name in imports(PACKAGE / path) if name.startswith("hf_distill.")}
+    assert ours - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("room", TORCH_ALONE)
+def test_the_lowest_rooms_import_torch_alone(room):
+    outside = {name.split(".")[0] for name in imports(PACKAGE / f"{room}.py")} - {"hf_distill"}
+    standard = {"__future__", "collections", "dataclasses", "math", "typing"}
+    assert outside - standard <= {"torch"}
+
+
+def test_losses_know_no_model_and_no_trainer():
+    names = {name for path in (PACKAGE / "losses").glob("*.py") for name in imports(path)}
+    assert not {name for name in names if name.startswith("transformers")}
+
+
+def test_nothing_imports_torchvision():
+    assert not [path for path in files() for name in imports(PACKAGE / path) if name.startswith("torchvision")]
