@@ -60,7 +60,8 @@ class DistillationTrainer(Trainer):
         ValueError: If the models cannot be compared, a setting is not supported, or nothing is left to learn.
     """
 
-    # The losses divide by the counts of the whole window; Trainer must not divide again.
+    # The losses divide by the counts of the whole window; Trainer must not divide again. Releases that do not know the
+    # attribute look at `model_accepts_loss_kwargs` and at whether items were counted.
     loss_is_scaled_for_ga = True
 
     model: Any
@@ -101,6 +102,7 @@ class DistillationTrainer(Trainer):
             model, args, data_collator, train_dataset, eval_dataset, processing_class, model_init, compute_loss_func,
             compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics,
         )  # fmt: skip
+        self.model_accepts_loss_kwargs = True
         refuse_unsupported_model(self)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
         revision = getattr(args, "teacher_model_revision", None)
@@ -239,14 +241,14 @@ class DistillationTrainer(Trainer):
         finally:
             detach_losses(self.model)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(id(parameter) not in known for parameter in self.losses.parameters()):
             raise ValueError(
-                "The optimizer that was passed does not know the losses' own parameters (projections), which would never "
-                "learn. Add them: trainer.optimizer.add_param_group({'params': list(trainer.losses.parameters())}), or "
-                "leave out `optimizers`."
+                "The optimizer that was passed does not know the losses' own parameters (projections), which would "
+                "never learn. Add them: trainer.optimizer.add_param_group({'params': list(trainer.losses.parameters())})"
+                ", or leave out `optimizers`."
             )
         return optimizer
 
@@ -262,6 +264,7 @@ class DistillationTrainer(Trainer):
                 counts = self.accelerator.reduce(counts, reduction="sum")
             self._window_counts = counts
             self._windows_to_log += 1
+            num_items = counts[0] if num_items is None else num_items
         return batches, num_items
 
     def _remember(self, terms: Mapping[str, Tensor], batch: Batch, training: bool) -> None:

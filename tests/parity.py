@@ -17,16 +17,18 @@ from hf_distill.testing import TASKS, tiny_task
 STEPS = 3
 
 
-class RecordingTrainer(DistillationTrainer):
-    """Keeps the gradients of the first step as they are before clipping."""
+def record_gradients(trainer):
+    """A list that gets every step's gradients as they are before clipping, by parameter name."""
+    recorded = []
+    clip = trainer.accelerator.clip_grad_norm_
 
-    gradients: dict | None = None
+    def recording(parameters, max_norm, *args, **kwargs):
+        named = dict(trainer.model.named_parameters())  # the losses are among them while training
+        recorded.append({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
+        return clip(parameters, max_norm, *args, **kwargs)
 
-    def _clip_grad_norm(self, model):
-        if self.gradients is None:
-            core = self.accelerator.unwrap_model(model)
-            self.gradients = {n: p.grad.clone() for n, p in core.named_parameters() if p.grad is not None}
-        return super()._clip_grad_norm(model)
+    trainer.accelerator.clip_grad_norm_ = recording
+    return recorded
 
 
 def every_term():
@@ -60,21 +62,25 @@ def run(name, batch_size, accumulation, losses=None):
             lr_scheduler_type="constant",
             max_grad_norm=0.5,
             per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=4,
             gradient_accumulation_steps=accumulation,
             max_steps=STEPS,
             logging_steps=1,
             save_strategy="no",
             ddp_backend="gloo" if dist.is_torchelastic_launched() else None,
         )
-        trainer = RecordingTrainer(
+        trainer = DistillationTrainer(
             task.student, args, task.collate, task.rows, teacher_model=task.teacher, losses=losses or every_term()
         )
         trainer.losses.double()
+        gradients = record_gradients(trainer)
         trainer.train()
+        metrics = trainer.evaluate(task.rows[:10])  # two processes fill up their last batches with copies
     return {
-        "gradients": trainer.gradients,
+        "gradients": gradients[0],
         "weights": dict(trainer.model.state_dict()),
         "losses": dict(trainer.losses.state_dict()),
+        "metrics": {key: value for key, value in metrics.items() if key.endswith("_loss")},
         "logs": [line for line in trainer.state.log_history if "loss" in line],
     }
 

@@ -63,7 +63,9 @@ def loop_kl(p_logits, q_logits, temperature):
     for p_row, q_row in zip(p_logits.tolist(), q_logits.tolist(), strict=True):
         p_sum, q_sum = (math.fsum(math.exp(z / temperature) for z in row) for row in (p_row, q_row))
         terms = (
-            math.exp(a / temperature) / p_sum * ((a / temperature - math.log(p_sum)) - (b / temperature - math.log(q_sum)))
+            math.exp(a / temperature)
+            / p_sum
+            * ((a / temperature - math.log(p_sum)) - (b / temperature - math.log(q_sum)))
             for a, b in zip(p_row, q_row, strict=True)
         )
         values.append(math.fsum(terms) * temperature**2)
@@ -218,7 +220,10 @@ def test_cross_entropy_minus_entropy_is_forward_kl():
 def loop(function, student, teacher):
     """`function` of two float64 vectors, one position after the other."""
     student, teacher = numpy64(student), numpy64(teacher)
-    values = [function(s, t) for s, t in zip(student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1]), strict=True)]
+    values = [
+        function(s, t)
+        for s, t in zip(student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1]), strict=True)
+    ]
     return np.array(values).reshape(student.shape[:-1])
 
 
@@ -274,5 +279,7 @@ def test_logits_of_different_shapes_are_refused_instead_of_broadcast(function, s
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_maths_is_done_in_at_least_fp32(dtype):
-    assert at_least_fp32(torch.ones(1, dtype=dtype)).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert at_least_fp32(torch.ones(1, dtype=dtype)).dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
     assert kl_divergence(torch.ones(1, 2, dtype=dtype), torch.ones(1, 2)).dtype in (torch.float32, torch.float64)
