@@ -16,7 +16,14 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass
 class Job:
-    """What to run. The defaults are the values that `--search` chose on the movie sentences."""
+    """What to run.
+
+    The defaults for the movie sentences, with validation accuracies (2026-11-22, seed 0, fp32):
+
+    - teacher, after epoch 1 and 2: 83.3 and 83.1 % at 5e-5, 82.8 and 82.4 % at 1e-4;
+    - student without a teacher, best of 6 epochs: 77.6 % at 5e-4, 76.6 % at 1e-3; 2e-3 not tried;
+    - distilled student: the learning rate and the losses' defaults are not searched yet.
+    """
 
     output_dir: str = option("out/movie_sentences", "Where teacher, student and results go.")
     seeds: int = option(1, "How many times the students are trained; above 1 the spread is added.")
@@ -42,8 +49,8 @@ class Job:
     temperature: float = option(2.0, "Softens the soft targets.")
     soft_target_weight: float = option(1.0, "Weight of the soft targets.")
     hard_label_weight: float = option(0.5, "Weight of the labels beside the soft targets.")
-    distilled_learning_rate: float = option(1e-3, "Learning rate of the distilled student.")
-    labels_only_learning_rate: float = option(1e-3, "Learning rate without a teacher.")
+    distilled_learning_rate: float = option(5e-4, "Learning rate of the distilled student.")
+    labels_only_learning_rate: float = option(5e-4, "Learning rate without a teacher.")
 
     def student_settings(self, name: str) -> dict[str, float]:
         """Learning rate and loss weights of one of the two students."""

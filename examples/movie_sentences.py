@@ -163,7 +163,7 @@ def card_sections(job: Job, teacher: str) -> dict[str, str]:
         "`truncation=True` cuts what is longer.\n\n```python\nfrom transformers import pipeline"
         '\n\nclassify = pipeline("text-classification", model="this folder")\n'
         'classify("A gem of a film.", truncation=True)\n```',
-        "Training and evaluation data": f"{data}. Settings and the best epoch were chosen on "
+        "Training and evaluation data": f"{data}. The best epoch was chosen on "
         "validation rows, the results below are of test rows that nothing was chosen on.",
     }
 

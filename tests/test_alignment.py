@@ -136,7 +136,7 @@ def test_teachers_of_another_question_are_refused(ours, theirs, message, make_tr
 def test_a_stated_problem_type_is_compared(make_trainer):
     task = tiny_task("multi_label")
     task.teacher.config.problem_type = "single_label_classification"
-    with pytest.raises(ValueError, match="set the same config.problem_type"):
+    with pytest.raises(ValueError, match=r"set the same config\.problem_type"):
         make_trainer(task)
 
 
@@ -189,6 +189,13 @@ def test_a_missing_tokenizer_is_told_once(known, make_trainer, caplog):
     caplog.set_level(logging.WARNING)
     trained(tiny_task("masked_lm"), make_trainer, **known)
     assert len(warnings_of(caplog, "Unchecked: whether student and teacher share a tokenizer")) == 1
+
+
+def test_a_teacher_built_in_code_is_not_looked_up_by_its_class_name(make_trainer, monkeypatch):
+    asked = []  # the Hub may have a stranger's repository of this name
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name, **kwargs: asked.append(name))
+    make_trainer(tiny_task("single_label"), processing_class=make_tokenizer())
+    assert asked == []
 
 
 @pytest.mark.parametrize("name", ["pad_token_id", "sep_token_id", "mask_token_id", "bos_token_id", "eos_token_id"])

@@ -150,7 +150,7 @@ def test_jensen_shannon_over_beta_tends_to_forward_kl(beta):
     student, teacher = logits("few classes", torch.float64, scale=1.0)
     near_zero = jensen_shannon_divergence(student, teacher, 2.0, beta).numpy() / beta
     near_one = jensen_shannon_divergence(student, teacher, 2.0, 1 - beta).numpy() / beta
-    # The error is of first order in beta: beta / 2 times a chi-square divergence, about 10 at the most on these logits.
+    # The error is of first order in beta: beta / 2 times a chi-square divergence, about 10 at most on these logits.
     np.testing.assert_allclose(near_zero, oracle_kl(teacher, student, 2.0), rtol=20 * beta)
     np.testing.assert_allclose(near_one, oracle_kl(student, teacher, 2.0), rtol=20 * beta)
 

@@ -1,6 +1,7 @@
 """Which student layer learns from which teacher layer, worked out by hand."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_uniform_is_even_strictly_increasing_and_ends_on_the_last_layer(teacher_
         teachers = [teacher for _, teacher in pairs]
         assert [student for student, _ in pairs] == list(range(1, student_layers + 1))
         assert teachers[-1] == teacher_layers
-        assert all(earlier < later for earlier, later in zip(teachers, teachers[1:], strict=False))
+        assert all(earlier < later for earlier, later in pairwise(teachers))
         assert all(abs(t - Fraction(s * teacher_layers, student_layers)) <= Fraction(1, 2) for s, t in pairs)
 
 

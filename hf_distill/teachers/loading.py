@@ -57,7 +57,7 @@ def load_processing_class(teacher: Teacher | None, like: Any, revision: str | No
     """The tokenizer or image processor beside the teacher's weights, of the kind that `like` is; `None` if there is
     none.
     """
-    name = getattr(getattr(teacher, "config", None), "_name_or_path", "") or getattr(teacher, "name", "")
+    name = getattr(getattr(teacher, "config", None), "_name_or_path", "")
     if not name or like is None:
         return None
     auto: Any = AutoTokenizer if isinstance(like, PreTrainedTokenizerBase) else AutoImageProcessor

@@ -1,0 +1,35 @@
+"""The README's Python blocks run, one after the other, once their names are filled in."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_distill.testing import tiny_task
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.skipif(not README.is_file(), reason="only in a checkout")
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = tiny_task("single_label")
+    task.student.save_pretrained("small-model")
+    task.teacher.save_pretrained("path-or-hub-name")
+    train = task.rows[:8]
+    names = {
+        "train": train,
+        "dev": task.rows[8:16],
+        "teacher": task.teacher,
+        "tokenizer": None,
+        "accuracy": lambda p: {"accuracy": np.mean(p.predictions.argmax(-1) == p.label_ids)},
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 3
+    for row in task.rows:  # of one length, so that the collator that no tokenizer means can stack them
+        row.update(input_ids=(row["input_ids"] * 4)[:8], attention_mask=[1] * 8)
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    names["trainer"].train()
