@@ -101,15 +101,15 @@ def class_order(student_names: Mapping[Any, str], teacher_names: Mapping[Any, st
             f"The student has {len(ours)} labels {_shorten(ours)}, the teacher {len(theirs)} {_shorten(theirs)}. "
             "Give the student the teacher's label2id and id2label, or use a teacher of this task."
         )
-    if ours == theirs:
-        return None
     if all(_UNNAMED.fullmatch(n) for n in ours) or all(_UNNAMED.fullmatch(n) for n in theirs):
         logger.warning(
-            "One of the two models has unnamed labels (LABEL_0, ...), so its classes are taken to be in the other's "
-            "order: student %s, teacher %s. Set id2label and label2id on both to have them matched by name.",
+            "Labels are unnamed (LABEL_0, ...), so the classes are taken to be in the same order in both models: "
+            "student %s, teacher %s. Set id2label and label2id on both to have them matched by name.",
             _shorten(ours),
             _shorten(theirs),
         )
+        return None
+    if ours == theirs:
         return None
     if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
         raise ValueError(

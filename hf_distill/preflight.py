@@ -85,6 +85,16 @@ def refuse_unsupported_model(trainer: Trainer) -> None:
             )
 
 
+def refuse_compiled_projections(trainer: DistillationTrainer) -> None:
+    """Refuse what TorchDynamo cannot trace: the redirected forward that several processes need."""
+    learned = any(True for _ in trainer.losses.parameters())
+    if trainer.args.torch_compile and trainer.accelerator.num_processes > 1 and learned:
+        raise ValueError(
+            "torch_compile on several processes does not work with losses that learn projections. Use one process, set "
+            "torch_compile=False, or map hidden states of equal width."
+        )
+
+
 def align(
     student: nn.Module, teacher: Teacher | None, ours: Any, theirs: Any, revision: str | None
 ) -> tuple[Head, Alignment]:
@@ -128,12 +138,13 @@ def _text_or_image(processor: Any) -> Any:
     return processor
 
 
-def sample_inputs(trainer: Trainer, rows: int = 2) -> dict[str, Any] | None:
+def sample_inputs(trainer: Trainer) -> dict[str, Any] | None:
     """A batch of the first rows of the training (or evaluation) data, on the student's device; `None` if there are
     none.
 
     Nothing is used up: random states are restored, and streams that cannot be read twice are left alone.
     """
+    rows = min(2, trainer.args.per_device_train_batch_size)
     dataset: Any = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()), None)
@@ -199,15 +210,17 @@ def choose_losses(
     return terms
 
 
-def refuse_without_meaning(head: Head, args: TrainingArguments, compute_loss_func: Any) -> None:
+def refuse_without_meaning(head: Head, losses: LossTerms, compute_loss_func: Any) -> None:
     """Refuse settings that the task has no use for."""
     if compute_loss_func is not None and head.kind == "span":
         raise ValueError(
             "compute_loss_func is called with `labels`, which question answering has not. Pass losses= instead."
         )
-    if args.label_smoothing_factor and head.problem(None) == "regression":
+    smoothing = [getattr(losses[name], "label_smoothing", 0.0) for name in hard_label_names(losses)]
+    if any(smoothing) and (head.kind == "span" or head.problem(None) == "regression"):
         raise ValueError(
-            "label_smoothing_factor spreads a target over classes, but this is a regression. Set it to 0."
+            "Label smoothing spreads a target over classes; a regression has none, and those of a span are its tokens, "
+            "padding too. Set label_smoothing_factor=0."
         )
 
 
@@ -225,6 +238,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
             losses.to(trainer.args.device)
             return
         batch = Batch.from_inputs(inputs, trainer.head)
+        _refuse_other_labels(student, trainer.head, batch)
         if trains:
             _refuse_missing_labels(losses, batch, trainer.label_names)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
@@ -251,6 +265,16 @@ def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[st
         raise ValueError(
             f"The loss {hard[0]!r} learns from labels, but the training data has no column "
             f"{' or '.join(label_names)}. Add it, or set hard_label_weight=0 to learn from the teacher alone."
+        )
+
+
+def _refuse_other_labels(student: nn.Module, head: Head, batch: Batch) -> None:
+    """The labels say what the student is for; a teacher that says something else would decide it where they do not."""
+    own = head_of(student).problem(batch.labels)
+    if batch.labels is not None and own != batch.problem:
+        raise ValueError(
+            f"The labels make the student a {own} model, but the teacher is for {batch.problem} "
+            f"(num_labels={head.num_labels}). Use a teacher of this task, or set the student's config.problem_type."
         )
 
 

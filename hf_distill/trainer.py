@@ -21,6 +21,7 @@ from hf_distill.preflight import (
     align,
     choose_losses,
     dry_run,
+    refuse_compiled_projections,
     refuse_unsupported,
     refuse_unsupported_model,
     refuse_without_meaning,
@@ -94,6 +95,7 @@ class DistillationTrainer(Trainer):
             )
         args = args if args is not None else DistillationTrainingArguments("tmp_trainer")
         refuse_unsupported(args)
+        self._own_losses = losses
         self.losses = choose_losses(args, losses, compute_loss_func)
         if not self.losses.student_needs.logits and args.ddp_find_unused_parameters is None:
             # The head stays unused, also where activation checkpointing would turn the search off.
@@ -108,13 +110,14 @@ class DistillationTrainer(Trainer):
         revision = getattr(args, "teacher_model_revision", None)
         processing = (processing_class, teacher_processing_class)
         self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
-        refuse_without_meaning(self.head, args, compute_loss_func)
+        refuse_without_meaning(self.head, self.losses, compute_loss_func)
         side = getattr(processing_class, "padding_side", "right")
         self.data_collator = TeacherLogitsCollator(self.data_collator, self.head, side)
         self._train_terms, self._eval_terms = TermLog(), TermLog()
         self._windows_to_log = 0
         self._window_counts: Tensor | None = None
         dry_run(self, self.model)
+        refuse_compiled_projections(self)
 
     # ---- The main path ----
 
@@ -168,7 +171,7 @@ class DistillationTrainer(Trainer):
 
         student_inputs = self._inputs_for("student", inputs)
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if student is model or not list(self.losses.parameters()):
+        if self.accelerator.num_processes == 1 or student is model or not list(self.losses.parameters()):
             return step(model, **student_inputs)
         return forward_through(model, student, step, student_inputs)
 
@@ -227,9 +230,20 @@ class DistillationTrainer(Trainer):
         model = super().call_model_init(trial)
         if getattr(self, "is_in_train", False):  # train() replaces the model: its losses start afresh too
             detach_losses(self.model)
-            dry_run(self, model.to(self.args.device))
+            self.model = model.to(self.args.device)
+            dry_run(self, model)
             attach_losses(model, self.losses)
         return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if self.hp_search_backend is None or trial is None:
+            return
+        # The trial has set arguments one by one, unchecked: what they stand for is built and checked anew.
+        detach_losses(self.model)
+        self.losses = choose_losses(self.args, self._own_losses, self.compute_loss_func)
+        dry_run(self, self.model)
+        attach_losses(self.model, self.losses)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; prints the equation that is minimised."""

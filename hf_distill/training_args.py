@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
@@ -140,7 +141,7 @@ def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:
         ),
         "hard": HardLabelLoss(weight=setting.hard_label_weight, label_smoothing=args.label_smoothing_factor),
         "hidden": HiddenStateLoss(
-            setting.layer_mapping if setting.layer_mapping is not None else "uniform",
+            _with_integer_keys(setting.layer_mapping) or "uniform",
             distance=setting.hidden_state_distance,
             weight=setting.hidden_state_weight,
         ),
@@ -157,6 +158,8 @@ def _check_weights(weights: dict[str, Any]) -> None:
 
 
 def _with_integer_keys(mapping: dict[Any, Any] | str | None) -> dict[int, int] | str | None:
+    if isinstance(mapping, str) and mapping.startswith("{"):  # a hyper-parameter search turns dicts into strings
+        mapping = ast.literal_eval(mapping)
     if not isinstance(mapping, dict):
         return mapping
     try:

@@ -20,21 +20,21 @@ CHILD = "distillation_losses"
 LOSSES_NAME = "distillation_losses.safetensors"
 
 
-def attach_losses(student: nn.Module, losses: LossTerms) -> None:
+def attach_losses(student: nn.Module | None, losses: LossTerms) -> None:
     """Make trainable losses a child of the student: clipped, synchronised and optimised with it, but never saved with
     it.
     """
     keys = set(losses.state_dict())
-    if not keys or hasattr(student, CHILD):
+    if student is None or not keys or hasattr(student, CHILD):
         return
     student.add_module(CHILD, losses)
     ignored = getattr(student, "_keys_to_ignore_on_save", None) or set()
     student._keys_to_ignore_on_save = {*ignored, *(f"{CHILD}.{key}" for key in keys)}  # type: ignore[assignment]
 
 
-def detach_losses(student: nn.Module) -> None:
+def detach_losses(student: nn.Module | None) -> None:
     """Undo `attach_losses`."""
-    if not hasattr(student, CHILD):
+    if student is None or not hasattr(student, CHILD):
         return
     delattr(student, CHILD)
     ignored: Any = student._keys_to_ignore_on_save

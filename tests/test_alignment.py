@@ -81,7 +81,7 @@ def test_unnamed_labels_are_taken_in_order_with_one_warning(side, make_trainer, 
     config.id2label = {i: f"LABEL_{i}" for i in range(3)}
     config.label2id = {f"LABEL_{i}": i for i in range(3)}
     weights = trained(task, make_trainer)
-    assert len(warnings_of(caplog, "unnamed labels")) == 1
+    assert len(warnings_of(caplog, "Labels are unnamed")) == 1
     assert different_tensors(weights, trained(named, make_trainer), 0.0) == []
 
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "losses": {"functional", "activations", "batch", "mapping", "projection"},
     "teachers": {"activations", "heads"},
     "alignment": {"activations"},
-    "training_args": {"losses"},
+    "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
     "reports": {"functional", "activations", "losses"},
     "preflight": {"activations", "alignment", "batch", "heads", "losses", "teachers", "training_args"},

@@ -106,7 +106,7 @@ def test_a_compute_loss_func_that_would_not_be_called(make_trainer):
 
 
 def test_label_smoothing_of_a_regression(make_trainer):
-    with pytest.raises(ValueError, match="this is a regression"):
+    with pytest.raises(ValueError, match="a regression has none"):
         make_trainer(tiny_task("regression"), label_smoothing_factor=0.1)
 
 

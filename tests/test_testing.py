@@ -27,7 +27,8 @@ OURS = {
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_own_losses_pass(name):
-    check_loss(OURS[name])
+    # Smoothing over the classes of a span is smoothing over padding; the trainer refuses it.
+    check_loss(OURS[name], **({"kinds": ("rows", "tokens", "causal_lm")} if name == "smoothed" else {}))
 
 
 class LogitDistance(DistillationLoss):
@@ -40,8 +41,7 @@ class LogitDistance(DistillationLoss):
         return batch.mean(self.distance(ours.float(), theirs.float()))
 
     def distance(self, ours, theirs):
-        difference = (ours - theirs).square()
-        return difference if difference.ndim == 1 else difference.mean(-1)
+        return (ours - theirs).square().mean(-1)
 
 
 def test_a_users_own_loss_passes():

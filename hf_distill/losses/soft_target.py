@@ -75,9 +75,9 @@ class SoftTargetLoss(DistillationLoss):
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         ours, theirs = batch.predictions(student, teacher, self.over)
         if batch.problem == "regression":
-            return batch.mean(mean_squared_error(ours[:, None], theirs[:, None]), self.over)
+            return batch.mean(mean_squared_error(ours, theirs), self.over)
         if batch.problem == "multi_label_classification":
-            ours, theirs = binary_logits(ours), binary_logits(theirs)  # (N, 2)
+            ours, theirs = binary_logits(ours.squeeze(-1)), binary_logits(theirs.squeeze(-1))  # (N, 2)
         return batch.mean(self._compare(ours, theirs), self.over)
 
     def _compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
