@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log q of the student and log p of the teacher."""
+    """The student's log q and the teacher's log p."""
     _require_same_shape(student_logits, teacher_logits)
     log_q = F.log_softmax(at_least_fp32(student_logits) / temperature, dim=-1)
     return log_q, F.log_softmax(at_least_fp32(teacher_logits) / temperature, dim=-1)

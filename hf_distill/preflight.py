@@ -90,8 +90,8 @@ def refuse_compiled_projections(trainer: DistillationTrainer) -> None:
     learned = any(True for _ in trainer.losses.parameters())
     if trainer.args.torch_compile and trainer.accelerator.num_processes > 1 and learned:
         raise ValueError(
-            "torch_compile on several processes does not work with losses that learn projections. Use one process, set "
-            "torch_compile=False, or map hidden states of equal width."
+            "torch_compile on several processes does not work with losses that learn projections. Use one process, "
+            "set torch_compile=False, or map hidden states of equal width."
         )
 
 
@@ -219,8 +219,8 @@ def refuse_without_meaning(head: Head, losses: LossTerms, compute_loss_func: Any
     smoothing = [getattr(losses[name], "label_smoothing", 0.0) for name in hard_label_names(losses)]
     if any(smoothing) and (head.kind == "span" or head.problem(None) == "regression"):
         raise ValueError(
-            "Label smoothing spreads a target over classes; a regression has none, and those of a span are its tokens, "
-            "padding too. Set label_smoothing_factor=0."
+            "Label smoothing spreads a target over classes; a regression has none, and those of a span are its "
+            "tokens, padding too. Set label_smoothing_factor=0."
         )
 
 

@@ -261,8 +261,8 @@ class DistillationTrainer(Trainer):
         if any(id(parameter) not in known for parameter in self.losses.parameters()):
             raise ValueError(
                 "The optimizer that was passed does not know the losses' own parameters (projections), which would "
-                "never learn. Add them: trainer.optimizer.add_param_group({'params': list(trainer.losses.parameters())})"
-                ", or leave out `optimizers`."
+                "never learn. Add them, trainer.optimizer.add_param_group({'params': [*trainer.losses.parameters()]}), "
+                "or leave out `optimizers`."
             )
         return optimizer
 

@@ -126,7 +126,8 @@ def test_the_teacher_stays_bit_for_bit_the_same(make_trainer, tmp_path):
 
     task.teacher.train()
     trainer = make_trainer(
-        task, **PROJECTED, callbacks=[Watching()], max_steps=3, gradient_accumulation_steps=2, save_strategy="steps", save_steps=3
+        task, **PROJECTED, callbacks=[Watching()], max_steps=3, gradient_accumulation_steps=2,
+        save_strategy="steps", save_steps=3,
     )  # fmt: skip
     trainer.train()
     assert different_tensors(task.teacher.state_dict(), before, 0.0) == []

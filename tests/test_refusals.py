@@ -99,7 +99,7 @@ def test_losses_with_unusable_names_or_weights(make_trainer):
 
 
 def test_a_compute_loss_func_that_would_not_be_called(make_trainer):
-    with pytest.raises(ValueError, match="there is none. Set hard_label_weight above 0"):
+    with pytest.raises(ValueError, match=r"there is none\. Set hard_label_weight above 0"):
         make_trainer(tiny_task("single_label"), compute_loss_func=len, hard_label_weight=0.0)
     with pytest.raises(ValueError, match="question answering has not"):
         make_trainer(tiny_task("question_answering"), compute_loss_func=len)

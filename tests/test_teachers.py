@@ -150,7 +150,7 @@ def test_loading_takes_the_users_keyword_arguments(make_trainer, tmp_path):
 
 
 def test_two_teachers_are_one_too_many(make_trainer):
-    with pytest.raises(ValueError, match="Both teacher_model and args.teacher_model_name_or_path"):
+    with pytest.raises(ValueError, match=r"Both teacher_model and args\.teacher_model_name_or_path"):
         make_trainer(tiny_task("single_label"), teacher_model_name_or_path="somewhere")
 
 

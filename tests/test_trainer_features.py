@@ -57,7 +57,7 @@ class TestHyperparameterSearch:
         assert all("2 * hidden[mse, student layer: teacher layer = {1: 3}]" in equation for equation in seen)
 
     def test_a_value_out_of_range_is_refused(self, search):
-        with pytest.raises(ValueError, match="temperature must be a finite number above 0, got -3.5"):
+        with pytest.raises(ValueError, match=r"temperature must be a finite number above 0, got -3\.5"):
             search(lambda trial: {"temperature": -3.5}, trials=1)
 
     def test_a_tuned_field_together_with_losses_is_refused(self, search):
@@ -110,8 +110,8 @@ def test_streaming_datasets(make_trainer):
     for data in (dataset, dataset.to_iterable_dataset()):
         student = copy.deepcopy(task.student)
         trainer = make_trainer(
-            task, model=student, train_dataset=data, max_steps=3, hidden_state_weight=1.0, per_device_train_batch_size=4,
-            train_sampling_strategy="sequential",
+            task, model=student, train_dataset=data, max_steps=3, hidden_state_weight=1.0,
+            per_device_train_batch_size=4, train_sampling_strategy="sequential",
         )  # fmt: skip
         trainer.train()
         results.append(weights(trainer))
