@@ -13,30 +13,40 @@ from torch import Tensor
 # representable in fp16.
 _MASKED_LOGIT = -1e4
 
+Indices = Literal[True] | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Needs:
-    """Which outputs a loss reads: the logits, and hidden states (`True` for all, or their indices)."""
+    """Which outputs a loss reads: the logits, hidden states and attention maps (`True` for all, or their indices).
+
+    The attention map with index `k` is that of the block whose output is hidden state `k`; the first is 1.
+    """
 
     logits: bool = False
-    hidden_states: Literal[True] | tuple[int, ...] = ()
+    hidden_states: Indices = ()
+    attentions: Indices = ()
 
     def __or__(self, other: Needs) -> Needs:
-        if self.hidden_states is True or other.hidden_states is True:
-            hidden_states: Literal[True] | tuple[int, ...] = True
-        else:
-            hidden_states = tuple(sorted({*self.hidden_states, *other.hidden_states}))
-        return Needs(self.logits or other.logits, hidden_states)
+        return Needs(
+            self.logits or other.logits,
+            _union(self.hidden_states, other.hidden_states),
+            _union(self.attentions, other.attentions),
+        )
 
     def __bool__(self) -> bool:
-        return self.logits or bool(self.hidden_states)
+        return self.logits or bool(self.hidden_states) or bool(self.attentions)
+
+    def of_every_layer(self) -> Needs:
+        """The same kinds of output, of all layers."""
+        return Needs(self.logits, True if self.hidden_states else (), True if self.attentions else ())
 
     @classmethod
     def union(cls, needs: Iterable[Needs]) -> Needs:
         """Everything that any of several losses reads.
 
         >>> Needs.union([Needs(logits=True), Needs(hidden_states=(4, 1)), Needs(hidden_states=(4,))])
-        Needs(logits=True, hidden_states=(1, 4))
+        Needs(logits=True, hidden_states=(1, 4), attentions=())
         """
         united = cls()
         for need in needs:
@@ -45,9 +55,22 @@ class Needs:
 
     def forward_arguments(self) -> dict[str, Any]:
         """The keyword arguments that make a Transformers model return what is needed, and no more."""
-        if not self.hidden_states:
-            return {}
-        return {"output_hidden_states": True if self.hidden_states is True else list(self.hidden_states)}
+        arguments: dict[str, Any] = {}
+        if self.hidden_states:
+            # Releases that take no list take any for True; the indices are the same.
+            arguments["output_hidden_states"] = True if self.hidden_states is True else list(self.hidden_states)
+        if self.attentions:
+            arguments["output_attentions"] = True
+        return arguments
+
+    def output_names(self) -> set[str]:
+        """What a model returns only because it was asked."""
+        asked = {"hidden_states": self.hidden_states, "attentions": self.attentions}
+        return {name for name, indices in asked.items() if indices}
+
+
+def _union(ours: Indices, theirs: Indices) -> Indices:
+    return True if ours is True or theirs is True else tuple(sorted({*ours, *theirs}))
 
 
 @dataclass(frozen=True)
@@ -113,27 +136,24 @@ class Activations:
     Attributes:
         logits: As in [`Head.answers`] when a model or teacher returns them; the losses see [`Head.at_positions`].
         hidden_states: `hidden_states` index -> (B, T, H), only the requested ones.
+        attentions: Index of the block's output -> (B, A, T, T), rows are queries; only the requested ones.
         stack: `"encoder"` or `"decoder"`, the stack that `hidden_states` belong to.
     """
 
     logits: Tensor | None = None
     hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
+    attentions: Mapping[int, Tensor] = field(default_factory=dict)
     stack: Literal["encoder", "decoder"] = "encoder"
 
     @classmethod
     def from_outputs(cls, outputs: Mapping[str, Any], head: Head, needs: Needs) -> Activations:
         """Pick what is needed out of a Transformers model's output."""
-        hidden_states = {}
-        if needs.hidden_states:
-            returned = outputs.get("hidden_states")
-            if returned is None:
-                raise ValueError(
-                    "A loss needs hidden states, but the model returned none for output_hidden_states=True. "
-                    "Drop the hidden-state loss, or use a model that returns them."
-                )
-            indices = range(len(returned)) if needs.hidden_states is True else needs.hidden_states
-            hidden_states = {index: returned[index] for index in indices}
-        return cls(head.answers(outputs) if needs.logits else None, hidden_states, head.stack)
+        return cls(
+            head.answers(outputs) if needs.logits else None,
+            _picked(outputs.get("hidden_states"), needs.hidden_states, "hidden states", first=0),
+            _picked(outputs.get("attentions"), needs.attentions, "attention maps", first=1),
+            head.stack,
+        )
 
     def at_positions(self, head: Head, inputs: Mapping[str, Any]) -> Activations:
         """The same activations, their logits at the positions that can be supervised."""
@@ -141,18 +161,29 @@ class Activations:
 
     def shapes(self) -> Shapes:
         """The shapes alone, for [`DistillationLoss.setup`]."""
-        widths = tuple(tuple(self.hidden_states[index].shape) for index in sorted(self.hidden_states))
-        return Shapes(None if self.logits is None else tuple(self.logits.shape), widths)
+        states, maps = (
+            tuple(tuple(tensors[index].shape) for index in sorted(tensors))
+            for tensors in (self.hidden_states, self.attentions)
+        )
+        return Shapes(None if self.logits is None else tuple(self.logits.shape), states, maps)
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes seen in one dry forward: of the logits, and of every hidden state in order (empty if none was asked
-    for).
-    """
+    """Shapes seen in one dry forward: of the logits, and of every hidden state and attention map, in order."""
 
     logits: tuple[int, ...] | None = None
     hidden_states: tuple[tuple[int, ...], ...] = ()
+    attentions: tuple[tuple[int, ...], ...] = ()
+
+
+def _picked(returned: Any, indices: Indices, what: str, first: int) -> dict[int, Tensor]:
+    if not indices:
+        return {}
+    if not returned:  # None, or the empty tuple that attention without maps returns
+        raise ValueError(f"A loss needs {what}, but the model returned none. Drop that loss, or use another model.")
+    wanted = range(first, len(returned) + first) if indices is True else indices
+    return {index: returned[index - first] for index in wanted}
 
 
 def token_mask(inputs: Mapping[str, Any]) -> Tensor | None:

@@ -110,6 +110,13 @@ class Batch:
             )
         return x[mask]
 
+    def tokens_of_row(self, length: int) -> Tensor:
+        """For each real token how many real tokens its row has; `length` where no token is masked. Shape: (N,)."""
+        mask = self._mask("tokens")
+        if mask is None:
+            return torch.full((self.rows * length,), length, device=self.masks["rows"].device)
+        return mask.sum(-1, keepdim=True).expand_as(mask)[mask]
+
     def predictions(
         self, student: Activations, teacher: Activations, over: Over = "predictions"
     ) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,25 @@ def has_label_names(model: nn.Module) -> bool:
     )  # fmt: skip
 
 
+def use_eager_attention(model: nn.Module) -> None:
+    """Make the model return its attention maps: the fused kernels have none, and say so only in a log line.
+
+    Raises:
+        ValueError: If the model has no eager attention.
+    """
+    core = core_model(model)
+    if getattr(core.config, "_attn_implementation", "eager") == "eager":
+        return
+    try:
+        core.set_attn_implementation("eager")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"A loss needs attention maps, but {type(core).__name__} runs "
+            f"attn_implementation={core.config._attn_implementation!r}, which returns none, and cannot be switched to "
+            f"'eager' ({error}). Drop the attention loss."
+        ) from None
+
+
 def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
     """Names of the forward arguments, and whether any other keyword is accepted too."""
     parameters = inspect.signature(core_model(model).forward).parameters.values()

@@ -210,6 +210,31 @@ def choose_losses(
     return terms
 
 
+def refuse_attention(losses: LossTerms, student: nn.Module, args: TrainingArguments) -> None:
+    """Refuse attention maps that would not be what they seem."""
+    if not losses.student_needs.attentions:
+        return
+    checkpointing: Any = (
+        getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    )
+    if checkpointing.get("use_reentrant"):
+        raise ValueError(
+            "Reentrant activation checkpointing returns attention maps without a gradient, so their loss would teach "
+            "nothing. Set use_reentrant to False."
+        )
+    config = core_model(student).config
+    dropout = {name: getattr(config, name, 0.0) for name in _ATTENTION_DROPOUTS}
+    if any(loss.needs_distributions for loss in losses.active().values()) and any(dropout.values()):
+        raise ValueError(
+            "The KL of attention maps needs distributions, but the student's attention dropout changes them while it "
+            f"trains: { {k: v for k, v in dropout.items() if v} }. Set it to 0 in the student's config before "
+            "building the student, or use distance='mse'."
+        )
+
+
+_ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
+
+
 def refuse_without_meaning(head: Head, losses: LossTerms, compute_loss_func: Any) -> None:
     """Refuse settings that the task has no use for."""
     if compute_loss_func is not None and head.kind == "span":
@@ -242,21 +267,17 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         if trains:
             _refuse_missing_labels(losses, batch, trainer.label_names)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
-        needs, was_training = _all_of(losses.student_needs | Needs(logits=True)), student.training
+        needs, was_training = (losses.student_needs | Needs(logits=True)).of_every_layer(), student.training
         outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
         student.train(was_training)
         answer = Activations.from_outputs(outputs, trainer.head, needs).at_positions(trainer.head, inputs)
-        teacher = trainer._ask_teacher(inputs, _all_of(losses.teacher_needs), required=trains)
+        teacher = trainer._ask_teacher(inputs, losses.teacher_needs.of_every_layer(), required=trains)
         if teacher is not None:
             _refuse_other_classes(answer, teacher, trainer.head)
             losses.setup(answer.shapes(), teacher.shapes())
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
-
-
-def _all_of(needs: Needs) -> Needs:
-    return Needs(needs.logits, True if needs.hidden_states else ())
 
 
 def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:

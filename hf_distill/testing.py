@@ -249,7 +249,10 @@ def _synthetic(kind: str) -> tuple[dict[str, Tensor], Activations, Activations, 
         shape = (4, 1 if kind == "regression" else 3) if kind in heads else (4, 2, 5) if kind == "span" else (4, 5, 3)
         logits = head.at_positions(2 * torch.randn(shape), inputs).requires_grad_()
         states = {index: torch.randn(4, 5, width, requires_grad=True) for index in range(3)}
-        return Activations(logits, states, head.stack)
+        keys = mask[:, None, None, :].bool().expand(4, width // 2, 5, 5)
+        scores = torch.randn(4, width // 2, 5, 5).masked_fill(~keys, float("-inf"))
+        maps = {index: scores.softmax(-1).requires_grad_() for index in (1, 2)}
+        return Activations(logits, states, maps, head.stack)
 
     return inputs, activations(4), activations(6), head
 
@@ -274,7 +277,11 @@ def _padded(
             k: torch.cat([h, torch.full((4, 2, h.shape[2]), float("nan"))], 1)
             for k, h in activations.hidden_states.items()
         }
-        return Activations(logits, states, activations.stack)
+        maps = {  # padded keys get no attention, padded queries attend to anything
+            k: torch.cat([torch.nn.functional.pad(m, (0, 2)), torch.full((4, m.shape[1], 2, 7), float("nan"))], 2)
+            for k, m in activations.attentions.items()
+        }
+        return Activations(logits, states, maps, activations.stack)
 
     return wider, pad(student), pad(teacher)
 
@@ -283,7 +290,8 @@ def _rows(
     part: slice, inputs: Any, student: Activations, teacher: Activations
 ) -> tuple[Any, Activations, Activations]:
     def cut(a: Activations) -> Activations:
-        return Activations(a.logits[part], {k: h[part] for k, h in a.hidden_states.items()}, a.stack)  # type: ignore[index]
+        states, maps = ({k: h[part] for k, h in tensors.items()} for tensors in (a.hidden_states, a.attentions))
+        return Activations(a.logits[part], states, maps, a.stack)  # type: ignore[index]
 
     return {key: v[part] for key, v in inputs.items()}, cut(student), cut(teacher)
 
@@ -295,13 +303,15 @@ def _masked(key: str, value: Tensor) -> Tensor:
 
 
 def _cast(activations: Activations, dtype: torch.dtype) -> Activations:
-    return Activations(
-        activations.logits.to(dtype), {k: h.to(dtype) for k, h in activations.hidden_states.items()}, activations.stack  # type: ignore[union-attr]
-    )  # fmt: skip
+    logits: Any = activations.logits
+    states, maps = (
+        {k: h.to(dtype) for k, h in tensors.items()} for tensors in (activations.hidden_states, activations.attentions)
+    )
+    return Activations(logits.to(dtype), states, maps, activations.stack)
 
 
-def _tensors(activations: Activations) -> list[Tensor]:
-    return [activations.logits, *activations.hidden_states.values()]  # type: ignore[list-item]
+def _tensors(activations: Activations) -> list[Any]:
+    return [activations.logits, *activations.hidden_states.values(), *activations.attentions.values()]
 
 
 def _close(a: Tensor, b: Tensor, relative: float = 1e-5) -> bool:

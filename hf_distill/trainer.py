@@ -15,19 +15,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
-from hf_distill.heads import core_model, forward_parameters
+from hf_distill.heads import core_model, forward_parameters, use_eager_attention
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
 from hf_distill.preflight import (
     align,
     choose_losses,
     dry_run,
+    refuse_attention,
     refuse_compiled_projections,
     refuse_unsupported,
     refuse_unsupported_model,
     refuse_without_meaning,
 )
 from hf_distill.reports.model_card import add_distillation_section
-from hf_distill.teachers import NOT_INPUTS, TEACHER_LOGITS, Teacher, TeacherLogitsCollator
+from hf_distill.teachers import NOT_INPUTS, TEACHER_LOGITS, OnlineTeacher, Teacher, TeacherLogitsCollator
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
 from hf_distill.training_args import DistillationTrainingArguments
@@ -106,7 +107,12 @@ class DistillationTrainer(Trainer):
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True
         refuse_unsupported_model(self)
+        refuse_attention(self.losses, self.model, args)
+        if self.losses.student_needs.attentions:
+            use_eager_attention(self.model)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
+        if self.losses.teacher_needs.attentions and isinstance(self.teacher, OnlineTeacher):
+            use_eager_attention(self.teacher.model)
         revision = getattr(args, "teacher_model_revision", None)
         processing = (processing_class, teacher_processing_class)
         self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
@@ -165,8 +171,8 @@ class DistillationTrainer(Trainer):
             terms = self.losses(answer, teacher, batch, replaced=replaced)
             if not labelled and not model.training:
                 terms = {name: term for name, term in terms.items() if name not in hard_label_names(self.losses)}
-            if needs.hidden_states:  # evaluation would gather whatever is returned
-                outputs = type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"})
+            if asked := needs.output_names():  # evaluation would gather whatever is returned
+                outputs = type(outputs)(**{key: value for key, value in outputs.items() if key not in asked})
             return outputs, terms, task_loss
 
         student_inputs = self._inputs_for("student", inputs)
@@ -261,8 +267,8 @@ class DistillationTrainer(Trainer):
         if any(id(parameter) not in known for parameter in self.losses.parameters()):
             raise ValueError(
                 "The optimizer that was passed does not know the losses' own parameters (projections), which would "
-                "never learn. Add them, trainer.optimizer.add_param_group({'params': [*trainer.losses.parameters()]}), "
-                "or leave out `optimizers`."
+                "never learn. Leave out `optimizers`, or add them: "
+                "trainer.optimizer.add_param_group({'params': list(trainer.losses.parameters())})."
             )
         return optimizer
 

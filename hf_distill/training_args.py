@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import AttentionLoss, DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses.attention import ATTENTION_DISTANCES
 from hf_distill.losses.hidden_state import DISTANCES
 from hf_distill.losses.soft_target import DIVERGENCES, POSITIONS
 from hf_distill.mapping import LayerMapping
@@ -47,6 +48,9 @@ class DistillationTrainingArguments(TrainingArguments):
     hidden_state_weight: float = field(
         default=0.0, metadata={"help": "Weight of the distance between mapped hidden states; 0 drops the term."}
     )
+    attention_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance between mapped attention maps; 0 drops the term."}
+    )
     divergence: str = field(
         default="forward_kl",
         metadata={"help": "How answers are compared.", "choices": list(DIVERGENCES)},
@@ -64,6 +68,9 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     hidden_state_distance: str = field(
         default="mse", metadata={"help": "How hidden states are compared.", "choices": list(DISTANCES)}
+    )
+    attention_distance: str = field(
+        default="mse", metadata={"help": "How attention maps are compared.", "choices": list(ATTENTION_DISTANCES)}
     )
     layer_mapping: dict | str | None = field(
         default="uniform",
@@ -144,6 +151,11 @@ def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:
             _with_integer_keys(setting.layer_mapping) or "uniform",
             distance=setting.hidden_state_distance,
             weight=setting.hidden_state_weight,
+        ),
+        "attention": AttentionLoss(
+            _with_integer_keys(setting.layer_mapping) or "uniform",
+            distance=setting.attention_distance,
+            weight=setting.attention_weight,
         ),
     }
     return {name: loss for name, loss in losses.items() if loss.weight > 0}

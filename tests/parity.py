@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
-from hf_distill.losses import HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import AttentionLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.testing import TASKS, tiny_task
 
 STEPS = 3
@@ -42,6 +42,8 @@ def every_term():
         "hidden": HiddenStateLoss("uniform"),
         "unit": HiddenStateLoss({0: 0, 1: 2}, distance="normalized_mse"),
         "cosine": HiddenStateLoss({2: 4}, distance="cosine"),
+        "maps": AttentionLoss("last"),
+        "attention": AttentionLoss({1: 1}, distance="kl"),
     }
 
 

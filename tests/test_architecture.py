@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "alignment": {"activations"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
+    "students": {"mapping", "heads"},
     "reports": {"functional", "activations", "losses"},
     "preflight": {"activations", "alignment", "batch", "heads", "losses", "teachers", "training_args"},
     "trainer": {

@@ -6,7 +6,7 @@ from torch.nn import functional as torch_functional
 
 from hf_distill.activations import Needs
 from hf_distill.functional import kl_divergence
-from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import AttentionLoss, DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.testing import TASKS, check_loss, tiny_task
 
 OURS = {
@@ -22,6 +22,8 @@ OURS = {
     "hidden last": HiddenStateLoss("last"),
     "hidden normalized": HiddenStateLoss({0: 0, -1: -1}, distance="normalized_mse"),
     "hidden cosine": HiddenStateLoss({1: 2}, distance="cosine"),
+    "attention": AttentionLoss(),
+    "attention kl": AttentionLoss("last", distance="kl"),
 }
 
 

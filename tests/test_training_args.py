@@ -18,6 +18,8 @@ SETTINGS = {
     "soft_target_weight": 0.75,
     "hard_label_weight": 0.25,
     "hidden_state_weight": 2.0,
+    "attention_weight": 3.0,
+    "attention_distance": "kl",
     "divergence": "jensen_shannon",
     "beta": 0.1,
     "soft_target_positions": "all",
@@ -189,11 +191,18 @@ def test_settings_reach_the_losses(base):
     assert hidden.layer_mapping == LayerMapping.pairs({1: 4, -1: -1})
 
 
-@pytest.mark.parametrize("dropped", ["soft_target_weight", "hard_label_weight", "hidden_state_weight"])
+TERMS = {
+    "soft_target_weight": "soft",
+    "hard_label_weight": "hard",
+    "hidden_state_weight": "hidden",
+    "attention_weight": "attention",
+}
+
+
+@pytest.mark.parametrize("dropped", TERMS)
 def test_a_weight_of_zero_drops_the_term_alone(base, dropped):
     args = DistillationTrainingArguments(**base, **{**SETTINGS, dropped: 0})
-    name = {"soft_target_weight": "soft", "hard_label_weight": "hard", "hidden_state_weight": "hidden"}[dropped]
-    assert set(build_losses(args)) == {"soft", "hard", "hidden"} - {name}
+    assert set(build_losses(args)) == set(TERMS.values()) - {TERMS[dropped]}
 
 
 def test_changed_loss_fields_are_the_loss_settings_that_differ(base):

@@ -2,12 +2,14 @@
 `DistillationLoss`.
 """
 
+from hf_distill.losses.attention import AttentionLoss
 from hf_distill.losses.base import DistillationLoss, LossTerms
 from hf_distill.losses.hard_label import HardLabelLoss, hard_label_names
 from hf_distill.losses.hidden_state import HiddenStateLoss
 from hf_distill.losses.soft_target import SoftTargetLoss
 
 __all__ = [
+    "AttentionLoss",
     "DistillationLoss",
     "HardLabelLoss",
     "HiddenStateLoss",

@@ -38,6 +38,8 @@ class DistillationLoss(nn.Module):
         teacher_needs: The same for the teacher. Empty means that the teacher need not be run.
         over: What the mean counts (see [`Batch`]); weighs the batches of an evaluation against each other.
         couples_rows: True where a row's value depends on the other rows of the micro-batch.
+        needs_distributions: True where attention maps must be distributions, which those of a training student with
+            attention dropout are not.
         citation: BibTeX of the source.
     """
 
@@ -45,6 +47,7 @@ class DistillationLoss(nn.Module):
     teacher_needs: Needs = Needs(logits=True)
     over: Over = "predictions"
     couples_rows: bool = False
+    needs_distributions: bool = False
     citation: str = ""
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -47,6 +47,7 @@ class OnlineTeacher:
         answer = Activations.from_outputs(outputs, self.head, needs)
         answer.logits = None if answer.logits is None else answer.logits.to(source)
         answer.hidden_states = {index: state.to(source) for index, state in answer.hidden_states.items()}
+        answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
         return answer
 
     def readable(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
