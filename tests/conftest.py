@@ -1,5 +1,7 @@
 """Shared by all tests."""
 
+import logging
+
 import datasets
 import pytest
 import torch
@@ -16,6 +18,23 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def deprecations_in_the_log_are_failures():
+    """Transformers tells most of its deprecations through its logger."""
+    told = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if "deprecated" in record.getMessage().lower():
+                told.append(record.getMessage())
+
+    listener = Listener(logging.WARNING)
+    logging.getLogger("transformers").addHandler(listener)
+    yield
+    logging.getLogger("transformers").removeHandler(listener)
+    assert not told
 
 
 @pytest.fixture

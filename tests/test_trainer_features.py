@@ -65,6 +65,7 @@ class TestHyperparameterSearch:
             search(lambda trial: {"temperature": 4.0}, trials=1, losses={"soft": SoftTargetLoss()})
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own
 class TestPeft:
     @pytest.fixture
     def lora(self):
