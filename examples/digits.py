@@ -6,6 +6,9 @@
 A small vision transformer learns scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels):
 the teacher. A student some ten times smaller learns from its answers, its hidden states and the
 labels; the same student, from the same weights and for as many steps, from the labels alone.
+
+A demonstration, not a benchmark: there is no validation split, so nothing is tuned here, and one
+seed says little.
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ def get_teacher(
         "data": fingerprint(data),
         "epochs": job.teacher_epochs,
         "learning_rate": job.teacher_learning_rate,
+        "seed": job.teacher_seed,
         "batch_size": job.batch_size,
         "max_length": job.max_length,
         "bf16": bf16,
@@ -103,7 +104,7 @@ def get_teacher(
         with tempfile.TemporaryDirectory(dir=folder) as runs:
             arguments = training_settings(
                 Path(runs), job.teacher_epochs, job.teacher_learning_rate,
-                per_device_train_batch_size=job.batch_size, bf16=bf16,
+                per_device_train_batch_size=job.batch_size, bf16=bf16, seed=job.teacher_seed,
             )  # fmt: skip
             teacher, accuracies = fine_tune_teacher(name, data, tokenizer, arguments)
         store_teacher(folder / "teacher", settings, teacher, tokenizer)

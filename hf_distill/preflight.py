@@ -26,9 +26,9 @@ from hf_distill.alignment import (
     shared_vocabulary,
 )
 from hf_distill.batch import Batch
-from hf_distill.heads import core_model, has_label_names, head_of
+from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
 from hf_distill.losses import DistillationLoss, LossTerms, hard_label_names
-from hf_distill.teachers import TEACHER_LOGITS, Teacher
+from hf_distill.teachers import TEACHER_LOGITS, OnlineTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
 from hf_distill.training_args import build_losses, changed_loss_fields
 
@@ -254,6 +254,10 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
     step.
     """
     losses, inputs, trains = trainer.losses, sample_inputs(trainer), trainer.train_dataset is not None
+    if losses.student_needs.attentions:
+        use_eager_attention(student)
+    if losses.teacher_needs.attentions and isinstance(trainer.teacher, OnlineTeacher):
+        use_eager_attention(trainer.teacher.model)
     if inputs is None and losses.student_needs.hidden_states:
         inputs = dict(getattr(student, "dummy_inputs", None) or {})
         trains = False

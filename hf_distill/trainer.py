@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
-from hf_distill.heads import core_model, forward_parameters, use_eager_attention
+from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
 from hf_distill.preflight import (
     align,
@@ -28,7 +28,7 @@ from hf_distill.preflight import (
     refuse_without_meaning,
 )
 from hf_distill.reports.model_card import add_distillation_section
-from hf_distill.teachers import NOT_INPUTS, TEACHER_LOGITS, OnlineTeacher, Teacher, TeacherLogitsCollator
+from hf_distill.teachers import NOT_INPUTS, TEACHER_LOGITS, Teacher, TeacherLogitsCollator
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
 from hf_distill.training_args import DistillationTrainingArguments
@@ -108,11 +108,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         refuse_unsupported_model(self)
         refuse_attention(self.losses, self.model, args)
-        if self.losses.student_needs.attentions:
-            use_eager_attention(self.model)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
-        if self.losses.teacher_needs.attentions and isinstance(self.teacher, OnlineTeacher):
-            use_eager_attention(self.teacher.model)
         revision = getattr(args, "teacher_model_revision", None)
         processing = (processing_class, teacher_processing_class)
         self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
