@@ -2,9 +2,17 @@
 
 from hf_distill.losses import DistillationLoss
 from hf_distill.mapping import LayerMapping
+from hf_distill.students import create_student
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["DistillationLoss", "DistillationTrainer", "DistillationTrainingArguments", "LayerMapping", "__version__"]
+__all__ = [
+    "DistillationLoss",
+    "DistillationTrainer",
+    "DistillationTrainingArguments",
+    "LayerMapping",
+    "__version__",
+    "create_student",
+]

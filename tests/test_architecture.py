@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "activations", "batch", "heads", "losses", "preflight", "reports", "teachers", "term_log", "training_args",
         "wrapped_forward",
     },
-    "__init__": {"losses", "mapping", "trainer", "training_args"},
+    "__init__": {"losses", "mapping", "students", "trainer", "training_args"},
     "testing": {"activations", "batch", "losses"},
 }  # fmt: skip
 TORCH_ALONE = ("functional", "activations", "batch", "mapping", "projection", "term_log")

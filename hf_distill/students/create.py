@@ -1,0 +1,185 @@
+"""A smaller model of the teacher's class, made of the teacher's own blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+from transformers import PreTrainedModel
+
+from hf_distill.heads import core_model
+from hf_distill.mapping import LayerMapping
+from hf_distill.students.depth import Cut, Stack, fill, find_stack, skeleton, sources
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def create_student(
+    teacher: Model,
+    *,
+    num_hidden_layers: int | None = None,
+    layers: Sequence[int] | None = None,
+    num_decoder_layers: int | None = None,
+    decoder_layers: Sequence[int] | None = None,
+) -> Model:
+    """A student that is the teacher without some of its blocks, as DistilBERT was initialised (Sanh et al., 2019, §3).
+
+    Everything outside the blocks is copied: embeddings, norms and heads. The student is an ordinary model of the
+    teacher's class, in its dtype and on its device, in eval mode with every parameter trainable; it shares nothing
+    with the teacher, and its folder opens in `AutoModel...from_pretrained`. It computes exactly what the teacher would
+    with those blocks removed in place.
+
+    Block `k` gives `hidden_states[k + 1]`. By default the kept blocks are those that `LayerMapping.uniform()` pairs
+    with the student's, so that copying and matching agree. Where the config cannot express those, block 0 is kept
+    in place of the first: ModernBERT's block 0 alone has no attention norm, so of twelve blocks six are
+    0, 3, 5, 7, 9, 11 instead of 1, 3, 5, 7, 9, 11. What only block 0 owns but all blocks use, T5's relative attention
+    bias, is copied into the new block 0.
+
+    A quantised teacher is dequantised in a copy first, where its quantiser can. In a model of several modalities these
+    are the blocks of the text model.
+
+    Args:
+        teacher: The model to cut; it is left as it is.
+        num_hidden_layers: How many blocks to keep; in an encoder-decoder of the encoder, which stays whole if neither
+            this nor `layers` is given.
+        layers: Which blocks to keep instead, from 0, in increasing order.
+        num_decoder_layers: How many blocks of an encoder-decoder's decoder to keep; the default keeps it whole.
+        decoder_layers: Which blocks of the decoder to keep instead.
+
+    Raises:
+        ValueError: If the blocks are not given exactly once for a stack, or are not in the teacher; if the teacher has
+            none that can be found, or its config cannot express the choice; if its weights are not all there.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> teacher = BertForMaskedLM(BertConfig(num_hidden_layers=6, **sizes))
+        >>> student = create_student(teacher, num_hidden_layers=2)  # blocks 2 and 5
+        >>> student.config.num_hidden_layers
+        2
+        >>> blocks = student.bert.encoder.layer, teacher.bert.encoder.layer
+        >>> bool((blocks[0][0].output.dense.weight == blocks[1][2].output.dense.weight).all())
+        True
+    """
+    _check_teacher(teacher)
+    asked = {
+        "layers": _argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
+        "decoder_layers": _argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
+    }
+    if not any(asked.values()):
+        raise ValueError(
+            "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
+            "or for the decoder of an encoder-decoder num_decoder_layers or decoder_layers."
+        )
+    if asked["decoder_layers"] and not teacher.config.is_encoder_decoder:
+        name = asked["decoder_layers"][0]
+        raise ValueError(
+            f"{name} is for encoder-decoders, but {type(teacher).__name__} is none. Pass num_hidden_layers or layers "
+            "instead."
+        )
+    choices = [
+        (stack, _choices(stack, name, value))
+        for decoder, argument in enumerate(asked.values())
+        if argument
+        for name, value in [argument]
+        for stack in [find_stack(teacher, decoder=bool(decoder))]
+    ]
+    try:
+        return _cut(teacher, choices)
+    except ValueError:
+        if getattr(teacher, "hf_quantizer", None) is None:
+            raise
+    return _cut(_dequantized(teacher), choices)
+
+
+def _cut(teacher: Model, choices: list[tuple[Stack, list[tuple[int, ...]]]]) -> Model:
+    for choice in (0, -1):  # the second, with block 0, only where the first cannot be expressed
+        cuts = [Cut(stack, blocks[choice]) for stack, blocks in choices]
+        try:
+            student = skeleton(teacher, cuts)
+            found = sources(student, teacher, cuts)
+            break
+        except ValueError:
+            if choice == -1:
+                raise
+    student = fill(student, teacher, found)
+    if student.can_generate():
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()
+
+
+def _check_teacher(teacher: PreTrainedModel) -> None:
+    if core_model(teacher) is not teacher:
+        raise ValueError(
+            f"create_student needs the model itself, got one wrapped by PEFT ({type(teacher).__name__}). Merge the "
+            "adapter first: teacher.merge_and_unload()."
+        )
+    if not isinstance(teacher, PreTrainedModel):
+        raise ValueError(
+            f"create_student needs a Transformers model, got {type(teacher).__name__}. Load a name or path with the "
+            "AutoModelFor... class of its task, and unwrap a compiled or parallel model."
+        )
+
+
+def _argument(*pair: tuple[str, int | Sequence[int] | None]) -> tuple[str, int | Sequence[int]] | None:
+    given = [(name, value) for name, value in pair if value is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"Both {given[0][0]}={given[0][1]!r} and {given[1][0]}={given[1][1]!r} say which blocks to keep. Pass one "
+            "of them."
+        )
+    return given[0] if given else None
+
+
+def _choices(stack: Stack, name: str, value: int | Sequence[int]) -> list[tuple[int, ...]]:
+    """The blocks to keep; for a number also the second choice."""
+    if "num_" not in name:
+        return [_checked(stack, name, value)]
+    if not _is_int(value) or not 1 <= value <= stack.depth:  # type: ignore[operator]
+        raise ValueError(
+            f"{name} must be a whole number from 1 to {stack.depth}, the depth of the teacher, got {value!r}. Pass "
+            "one of those, or the blocks themselves."
+        )
+    pairs = LayerMapping.uniform().resolve(student_layers=value, teacher_layers=stack.depth)  # type: ignore[arg-type]
+    blocks = tuple(teacher - 1 for _, teacher in pairs)
+    return [blocks, (0, *blocks[1:])]
+
+
+def _checked(stack: Stack, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    blocks = () if isinstance(value, (int, str)) else tuple(value)
+    last = stack.depth - 1
+    if not blocks or not all(_is_int(block) for block in blocks):
+        raise ValueError(
+            f"{name} must be a list of block numbers from 0 to {last}, got {value!r}. To give only their number, use "
+            f"num_{name if name.startswith('decoder') else 'hidden_layers'}."
+        )
+    outside = [block for block in blocks if not 0 <= block <= last]
+    if outside:
+        raise ValueError(
+            f"{name}={list(blocks)} asks for block {outside[0]}, but the teacher has blocks 0 to {last}. Count "
+            "from 0; negative numbers are not taken."
+        )
+    if any(a >= b for a, b in pairwise(blocks)):
+        raise ValueError(
+            f"{name} must name every block once and in increasing order, got {list(blocks)}. Use "
+            f"{sorted(set(blocks))}."
+        )
+    return blocks
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _dequantized(teacher: Model) -> Model:
+    plain = copy.deepcopy(teacher)
+    try:
+        plain.dequantize()
+    except Exception as error:
+        raise ValueError(
+            f"The teacher is quantised, and its weights cannot be turned back ({type(error).__name__}: {error}). Load "
+            "it without quantization_config to cut it, and quantised again to teach."
+        ) from error
+    return plain
