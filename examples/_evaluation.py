@@ -44,7 +44,9 @@ def tfidf_baseline(data: DatasetDict, teacher: torch.Tensor) -> Result | None:
     except ImportError:
         print("No line for TF-IDF: it needs `pip install scikit-learn`.")
         return None
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
+    # Of 16 combinations the best on the movie sentences' validation rows (79.2 %); the defaults reach 76.7 %.
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    model = make_pipeline(words, LogisticRegression(C=30.0, max_iter=1000))
     model.fit(data["train"]["text"][:], data["train"]["label"][:])
     result = Result("TF-IDF + logistic regression", [], parameters=model[-1].coef_.size)
     answer = torch.from_numpy(model.predict(data["test"]["text"][:]))
