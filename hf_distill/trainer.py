@@ -17,10 +17,9 @@ from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
-from hf_distill.preflight import (
-    align,
+from hf_distill.preflight import align, dry_run
+from hf_distill.refusals import (
     choose_losses,
-    dry_run,
     refuse_attention,
     refuse_compiled_projections,
     refuse_unsupported,
