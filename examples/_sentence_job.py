@@ -23,9 +23,10 @@ class Job:
     - teacher, after epochs 1 and 2: 83.3 and 83.1 % at 5e-5, 82.8 and 82.4 % at 1e-4; at 5e-5 with
       its rows in another order 83.1 and 83.1 %, and 80.4 % after epoch 1;
     - student without a teacher, best of 6 epochs: 77.2 % at 2.5e-4, 77.6 and 77.1 % at 5e-4 (two
-      runs), 76.7 and 76.6 % at 1e-3;
+      runs of one seed, which differ by rounding alone), 76.7 and 76.6 % at 1e-3;
     - distilled student: 77.6 % at 2.5e-4, 78.7 % at 5e-4; at 1e-3 it stayed at chance (51.3 %).
-      Temperature and weights are the library's defaults and were not searched.
+      Temperature and weights are the library's defaults and were not searched. Its soft targets
+      came from the teacher of the other order.
     """
 
     output_dir: str = option("out/movie_sentences", "Where teacher, student and results go.")
