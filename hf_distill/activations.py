@@ -155,6 +155,12 @@ class Activations:
             head.stack,
         )
 
+    def __or__(self, other: Activations) -> Activations:
+        """Two parts of one answer; what both have is the left one's."""
+        logits = self.logits if self.logits is not None else other.logits
+        states = {**other.hidden_states, **self.hidden_states}
+        return Activations(logits, states, {**other.attentions, **self.attentions}, other.stack)
+
     def at_positions(self, head: Head, inputs: Mapping[str, Any]) -> Activations:
         """The same activations, their logits at the positions that can be supervised."""
         return self if self.logits is None else replace(self, logits=head.at_positions(self.logits, inputs))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -24,8 +21,10 @@ from hf_distill.alignment import (
     shared_vocabulary,
 )
 from hf_distill.batch import Batch
+from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
 from hf_distill.losses import LossTerms, hard_label_names
+from hf_distill.random_state import preserved_random_state
 from hf_distill.teachers import TEACHER_LOGITS, OnlineTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
 
@@ -87,11 +86,7 @@ def sample_inputs(trainer: Trainer) -> dict[str, Any] | None:
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()), None)
     with preserved_random_state():
-        collator = trainer.data_collator
-        if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) and dataset.column_names is not None:
-            dataset = trainer._remove_unused_columns(dataset)
-        else:
-            collator = trainer._get_collator_with_removed_columns(collator)
+        dataset, collator = as_loaded(trainer, dataset, trainer.data_collator)
         if isinstance(dataset, datasets.IterableDataset):
             features = list(dataset.take(rows))
         elif isinstance(dataset, Dataset | datasets.Dataset | list) and hasattr(dataset, "__len__"):
@@ -106,18 +101,11 @@ def sample_inputs(trainer: Trainer) -> dict[str, Any] | None:
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
 
 
-@contextlib.contextmanager
-def preserved_random_state(seed: int | None = None) -> Iterator[None]:
-    """Leave every random state as it was found; inside, start from `seed` if one is given."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        if seed is not None:
-            torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+def as_loaded(trainer: Trainer, dataset: Any, collator: Any) -> tuple[Any, Any]:
+    """A dataset and a collator as Trainer's data loader uses them: without the columns that no model reads."""
+    if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) and dataset.column_names is not None:
+        return trainer._remove_unused_columns(dataset), collator
+    return dataset, trainer._get_collator_with_removed_columns(collator)
 
 
 def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
@@ -146,13 +134,62 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
         student.train(was_training)
         answer = Activations.from_outputs(outputs, trainer.head, needs).at_positions(trainer.head, inputs)
-        teacher = trainer._ask_teacher(inputs, losses.teacher_needs.of_every_layer(), required=trains)
-        if teacher is not None:
-            _refuse_other_classes(answer, teacher, trainer.head)
-            losses.setup(answer.shapes(), teacher.shapes())
+        teacher = _set_up(trainer, answer, inputs, required=trains)
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
+
+
+def _set_up(
+    trainer: DistillationTrainer, student: Activations, inputs: dict[str, Any], required: bool
+) -> Activations | None:
+    """Show the losses both models' shapes; the teacher's answers for the batch, `None` where it may be left out."""
+    losses, keeper = trainer.losses, trainer.cache_keeper
+    every_layer = losses.teacher_needs.of_every_layer()
+    known = keeper.shapes(every_layer, inputs) if keeper is not None else None
+    if known is not None:  # a full cache needs no teacher, so none is loaded
+        losses.setup(student.shapes(), replace(known, logits=student.shapes().logits))
+        trainer.open_cache()
+        inputs = sample_inputs(trainer) or inputs
+        teacher = trainer._ask_teacher(inputs, losses.teacher_needs, required)
+    else:
+        teacher = trainer._ask_teacher(inputs, every_layer, required)
+    if teacher is None:
+        return None
+    _refuse_other_classes(student, teacher, trainer.head)
+    if known is None:
+        losses.setup(student.shapes(), teacher.shapes())
+        if keeper is not None:
+            keeper.remember_shapes(teacher.shapes(), inputs)
+            trainer.open_cache()
+    return teacher
+
+
+def can_drop_padding(trainer: DistillationTrainer) -> bool:
+    """Whether the student may be run on groups of rows of like length (`padding_free`), tried on the first rows.
+
+    Raises:
+        ValueError: If it was asked for and would change the result.
+    """
+    args, student = trainer.args, trainer.model
+    asked = getattr(args, "padding_free", None)
+    wanted = args.device.type == "cpu" and not args.torch_compile if asked is None else asked
+    inputs = sample_inputs(trainer) if wanted else None
+    if not inputs or "input_ids" not in inputs:
+        return False
+    was_training = student.training
+    pad = getattr(core_model(student).config, "pad_token_id", None) or 0
+    arguments = trainer.losses.student_needs.forward_arguments()
+    student_inputs = trainer._inputs_for("student", inputs)
+    inert = padding_is_inert(student.eval(), student_inputs, arguments, trainer.head, pad)
+    student.train(was_training)
+    if asked and not inert:
+        raise ValueError(
+            f"padding_free=True would change what {type(core_model(student)).__name__} computes: its answers depend "
+            "on padding, it returns what cannot be put together, or batches are not padded on the right with an "
+            "attention_mask. Leave padding_free unset."
+        )
+    return inert
 
 
 def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:

@@ -15,9 +15,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
+from hf_distill.batching import run_without_padding
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
-from hf_distill.preflight import align, dry_run
+from hf_distill.preflight import align, as_loaded, can_drop_padding, dry_run
 from hf_distill.refusals import (
     choose_losses,
     refuse_attention,
@@ -27,8 +28,11 @@ from hf_distill.refusals import (
     refuse_without_meaning,
 )
 from hf_distill.reports.model_card import add_distillation_section
-from hf_distill.teachers import NOT_INPUTS, TEACHER_LOGITS, Teacher, TeacherLogitsCollator
-from hf_distill.teachers.loading import load_teacher
+from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
+from hf_distill.teachers.cached import column_names, stored_answers
+from hf_distill.teachers.keeper import CacheKeeper
+from hf_distill.teachers.loading import cache_dtype, load_teacher
+from hf_distill.teachers.rows import is_stream
 from hf_distill.term_log import TermLog
 from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through, load_losses, save_losses
@@ -67,6 +71,7 @@ class DistillationTrainer(Trainer):
 
     model: Any
     args: Any
+    data_collator: Any
     _signature_columns: Any
 
     def __init__(
@@ -113,11 +118,19 @@ class DistillationTrainer(Trainer):
         self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
         refuse_without_meaning(self.head, self.losses, compute_loss_func)
         side = getattr(processing_class, "padding_side", "right")
-        self.data_collator = TeacherLogitsCollator(self.data_collator, self.head, side)
+        self.data_collator = TeacherAnswersCollator(self.data_collator, self.head, side)
+        self.cache_keeper: CacheKeeper | None = None
+        if getattr(args, "teacher_cache_dir", None) and self.teacher is not None and self.losses.teacher_needs:
+            self.cache_keeper = CacheKeeper(
+                args.teacher_cache_dir, self.teacher, self.head, self.label_names,  # type: ignore[attr-defined]
+                cache_dtype(args, args.device), args.teacher_cache_dtype,  # type: ignore[attr-defined]
+            )  # fmt: skip
         self._train_terms, self._eval_terms = TermLog(), TermLog()
         self._windows_to_log = 0
         self._window_counts: Tensor | None = None
+        self.padding_free = False
         dry_run(self, self.model)
+        self.padding_free = can_drop_padding(self)
         refuse_compiled_projections(self)
 
     # ---- The main path ----
@@ -154,7 +167,7 @@ class DistillationTrainer(Trainer):
             needs = needs | Needs(logits=labelled)
 
         def step(student: nn.Module, **student_inputs: Any) -> tuple[Any, dict[str, Tensor], Any]:
-            outputs = student(**student_inputs, **needs.forward_arguments())
+            outputs = self._run_student(student, student_inputs, needs.forward_arguments())
             answer = Activations.from_outputs(outputs, self.head, needs).at_positions(self.head, inputs)
             task_loss, replaced = None, {}
             if self.compute_loss_func is not None and labelled:
@@ -172,9 +185,17 @@ class DistillationTrainer(Trainer):
 
         student_inputs = self._inputs_for("student", inputs)
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if self.accelerator.num_processes == 1 or student is model or not list(self.losses.parameters()):
+        several_calls = model.training and self.padding_free
+        if self.accelerator.num_processes == 1 or student is model:
+            return step(model, **student_inputs)
+        if not several_calls and not list(self.losses.parameters()):
             return step(model, **student_inputs)
         return forward_through(model, student, step, student_inputs)
+
+    def _run_student(self, student: nn.Module, inputs: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+        if self.padding_free and student.training:
+            return run_without_padding(student, inputs, arguments, self.head)
+        return student(**inputs, **arguments)
 
     def _ask_teacher(self, inputs: Mapping[str, Any], needs: Needs, required: bool) -> Activations | None:
         """The teacher's answer in the student's class order, stored or fresh; `None` where it may be left out."""
@@ -182,18 +203,14 @@ class DistillationTrainer(Trainer):
             return Activations()
         if not required and not getattr(self.args, "eval_with_teacher", True):
             return None
-        stored = inputs.get(TEACHER_LOGITS) if needs.logits else None
-        if stored is not None:
-            needs = replace(needs, logits=False)
-        answer = Activations()
-        if needs and self.teacher is None:
+        answer, missing = stored_answers(inputs, needs)
+        if missing and self.teacher is None:
             if not required:
                 return None
-            stored_instead = f" and no column {TEACHER_LOGITS!r} in the batch" if needs.logits else ""
-            raise ValueError(f"The losses need the teacher's {needs}, but there is no teacher_model{stored_instead}.")
-        if needs:
-            answer = self.teacher(self._inputs_for("teacher", inputs), needs)  # type: ignore[misc]
-        answer = answer if stored is None else replace(answer, logits=stored)
+            columns = f" and no column {' or '.join(map(repr, column_names(missing)))} in the batch"
+            raise ValueError(f"The losses need the teacher's {missing}, but there is no teacher_model{columns}.")
+        if missing:
+            answer = answer | self.teacher(self._inputs_for("teacher", inputs), missing)  # type: ignore[misc]
         return self.alignment(answer).at_positions(self.head, inputs)
 
     def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
@@ -214,7 +231,12 @@ class DistillationTrainer(Trainer):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             own: Any = self._signature_columns
-            extra = {TEACHER_LOGITS, *(self.teacher.input_names if self.teacher is not None else ())}
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            columns = {
+                c for d in (self.train_dataset, *several.values()) for c in getattr(d, "column_names", None) or ()
+            }
+            stored = {TEACHER_LOGITS, *(name for name in columns if name.startswith(TEACHER_PREFIX))}
+            extra = stored | (self.teacher.input_names if self.teacher is not None else set())
             self._signature_columns = [*own, *sorted(extra - set(own))]
 
     def _inputs_for(self, who: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,8 +244,54 @@ class DistillationTrainer(Trainer):
         student, _ = forward_parameters(self.model)
         teacher = self.teacher.input_names if self.teacher is not None else set()
         foreign = teacher - student if who == "student" else student - teacher
-        hidden = foreign | NOT_INPUTS | set(self.label_names)
-        return {key: value for key, value in inputs.items() if key not in hidden}
+        hidden = foreign | set(self.label_names)
+        return {key: value for key, value in inputs.items() if key not in hidden and not is_no_input(key)}
+
+    # ---- The teacher cache ----
+
+    def open_cache(self) -> None:
+        """Look answers up in the cache that keeps what the losses need."""
+        if self.cache_keeper is not None:
+            self.data_collator.cache = self.cache_keeper.cache(self.losses.teacher_needs)
+
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        training = description == "Training"
+        if self.cache_keeper is None or not (training or self.args.eval_with_teacher):
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        sets = [dataset]
+        if training and self.args.eval_with_teacher and self.args.eval_strategy != "no":  # while the teacher is there
+            sets += self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        self.open_cache()
+        filled = [self._fill_cache(some, required=training and some is dataset) for some in sets if some is not None]
+        self.cache_keeper.release()
+        collator = self.data_collator
+        self.data_collator = replace(collator, required=filled[0])
+        try:
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _fill_cache(self, dataset: Any, required: bool) -> bool:
+        """Ask about the rows of a dataset, unless it brings the answers, or is a stream that need not be cached."""
+        keeper: Any = self.cache_keeper
+        brought = getattr(dataset, "column_names", None) or ()
+        if set(column_names(keeper.needs)) <= set(brought) or (is_stream(dataset) and not required):
+            return False
+        rows, collate = as_loaded(self, dataset, self.data_collator.collator)
+        main = self.is_world_process_zero()
+        report = keeper.fill(
+            dataset,
+            rows,
+            collate,
+            batch_size=self.args.teacher_batch_size,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            progress=main and not self.args.disable_tqdm,
+            barrier=self.accelerator.wait_for_everyone,
+        )
+        if report is not None and main:
+            print(report.line(keeper.folder))
+        return True
 
     # ---- Setting up ----
 

@@ -16,6 +16,8 @@ from hf_distill.losses.hidden_state import DISTANCES
 from hf_distill.losses.soft_target import DIVERGENCES, POSITIONS
 from hf_distill.mapping import LayerMapping
 
+TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
@@ -96,6 +98,38 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Where the teacher runs, for example 'cuda:1' or 'cpu'; the student's device if unset."},
     )
+    teacher_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Precision that the teacher computes in. 'auto' is its own; for a teacher cache bfloat16 where "
+            "the device computes in it.",
+            "choices": list(TEACHER_DTYPES),
+        },
+    )
+    teacher_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ask the teacher about every row once, keep its answers in this directory, and learn from them; "
+            "shared by seeds, students and runs."
+        },
+    )
+    teacher_cache_dtype: str = field(
+        default="float16",
+        metadata={
+            "help": "Precision of hidden states and attention maps in the cache; logits are kept in float32.",
+            "choices": ["float16", "float32"],
+        },
+    )
+    teacher_batch_size: int = field(
+        default=32, metadata={"help": "Rows that the teacher is asked about at once while the cache is filled."}
+    )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Run the student on rows of like length within each batch instead of on padding; the loss stays "
+            "the same. Unset means where it was measured to help: on the CPU."
+        },
+    )
     eval_with_teacher: bool = field(
         default=True,
         metadata={
@@ -110,6 +144,12 @@ class DistillationTrainingArguments(TrainingArguments):
                 "teacher_model_init_kwargs must be a dict or JSON that starts with "
                 f"'{{', got {self.teacher_model_init_kwargs!r}."
             )
+        choices = {"teacher_dtype": TEACHER_DTYPES, "teacher_cache_dtype": ("float16", "float32")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.teacher_batch_size < 1:
+            raise ValueError(f"teacher_batch_size must be at least 1, got {self.teacher_batch_size}.")
         self.layer_mapping = _with_integer_keys(self.layer_mapping)
         build_losses(self)  # a wrong value is told now, not after the models are loaded
 
@@ -119,7 +159,7 @@ LOSS_FIELDS: dict[str, Any] = {
     f.name: f.default
     for f in fields(DistillationTrainingArguments)
     if f.name not in {inherited.name for inherited in fields(TrainingArguments)}
-    and not f.name.startswith(("teacher_", "eval_"))
+    and not f.name.startswith(("teacher_", "eval_", "padding_"))
 }
 
 

@@ -1,7 +1,7 @@
-"""Where soft targets come from: a model that is run on every batch, or a column that was stored before."""
+"""Where the teacher's answers come from: a model that is run on every batch, or what it said before."""
 
 from hf_distill.teachers.base import Teacher
-from hf_distill.teachers.cached import NOT_INPUTS, TEACHER_LOGITS, TeacherLogitsCollator
+from hf_distill.teachers.cached import TEACHER_LOGITS, TEACHER_PREFIX, TeacherAnswersCollator, is_no_input
 from hf_distill.teachers.online import OnlineTeacher
 
-__all__ = ["NOT_INPUTS", "TEACHER_LOGITS", "OnlineTeacher", "Teacher", "TeacherLogitsCollator"]
+__all__ = ["TEACHER_LOGITS", "TEACHER_PREFIX", "OnlineTeacher", "Teacher", "TeacherAnswersCollator", "is_no_input"]

@@ -1,40 +1,95 @@
-"""Soft targets that were stored beside the data, in the column `teacher_logits`."""
+"""Answers that the teacher gave before: in columns of the dataset, or in a teacher cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.activations import Head
+from hf_distill.activations import Activations, Head, Needs
 
+if TYPE_CHECKING:
+    from hf_distill.teachers.cache import TeacherCache
+
+TEACHER_PREFIX = "teacher_"
 TEACHER_LOGITS = "teacher_logits"
-# Columns of a batch that no model's forward is given: the losses read them.
-NOT_INPUTS = frozenset({"labels", "label", "label_ids", "shift_labels", "num_items_in_batch", TEACHER_LOGITS})
+_STATES, _MAPS = "teacher_hidden_states_", "teacher_attentions_"
+LABELS = frozenset({"labels", "label", "label_ids", "shift_labels", "num_items_in_batch"})
 
 
-class TeacherLogitsCollator:
-    """Wraps a data collator: batches the `teacher_logits` column, everything else is left to the wrapped collator.
+def is_no_input(name: str) -> bool:
+    """Whether a column of a batch is for the losses alone: labels, and what the teacher answered."""
+    return name in LABELS or name.startswith(TEACHER_PREFIX)
 
-    A row's entry is what the teacher returned for it: (V,) for one answer a row, (T, V) for token tasks and language
-    models, (2, T) for question answering (start, end). Rows of different length are padded like the wrapped collator
-    padded their tokens.
+
+def column_names(needs: Needs) -> list[str]:
+    """The columns that hold what is needed.
+
+    >>> column_names(Needs(logits=True, hidden_states=(0, 4)))
+    ['teacher_logits', 'teacher_hidden_states_0', 'teacher_hidden_states_4']
+    """
+    states, maps = (() if indices is True else indices for indices in (needs.hidden_states, needs.attentions))
+    logits = [TEACHER_LOGITS] if needs.logits else []
+    return [*logits, *(f"{_STATES}{index}" for index in states), *(f"{_MAPS}{index}" for index in maps)]
+
+
+def stored_answers(inputs: Mapping[str, Any], needs: Needs) -> tuple[Activations, Needs]:
+    """What a batch brings of the teacher's answers, and what is still to be asked for."""
+    logits = inputs.get(TEACHER_LOGITS) if needs.logits else None
+    states, maps = {}, {}
+    if needs.hidden_states is not True:
+        states = {i: inputs[f"{_STATES}{i}"] for i in needs.hidden_states if f"{_STATES}{i}" in inputs}
+    if needs.attentions is not True:
+        maps = {i: inputs[f"{_MAPS}{i}"] for i in needs.attentions if f"{_MAPS}{i}" in inputs}
+    missing = replace(
+        needs,
+        logits=needs.logits and logits is None,
+        hidden_states=_without(needs.hidden_states, states),
+        attentions=_without(needs.attentions, maps),
+    )
+    return Activations(logits, states, maps), missing
+
+
+def _without(indices: Any, found: Mapping[int, Tensor]) -> Any:
+    return indices if indices is True else tuple(index for index in indices if index not in found)
+
+
+def length_axes(column: str, head: Head, has_tokens: bool) -> tuple[int, ...]:
+    """The dimensions of a row's answer that are as long as its text."""
+    if column == TEACHER_LOGITS:
+        return {"rows": (), "span": (1,)}.get(head.kind, (0,)) if has_tokens else ()
+    if not has_tokens:
+        return ()
+    return (0,) if column.startswith(_STATES) else (1, 2)
+
+
+@dataclass
+class TeacherAnswersCollator:
+    """Wraps a data collator: adds the teacher's answers to a batch, everything else is left to the wrapped collator.
+
+    They come from the rows' columns `teacher_logits`, `teacher_hidden_states_<index>` and
+    `teacher_attentions_<index>`, or from a teacher cache. A row's entry is what the teacher returned for it: logits
+    (V,) for one answer a row, (T, V) for token tasks and language models, (2, T) for question answering (start, end);
+    hidden states (T, H), attention maps (A, T, T). Rows of different length are padded as the wrapped collator padded
+    their tokens.
 
     Args:
         collator: The collator for all other columns.
         head: The student's head; says which dimension of a row is its length.
         padding_side: `"right"` or `"left"`, where the tokenizer pads.
+        cache: Where answers are looked up that the rows do not bring.
+        required: Whether a row that the cache does not know is an error; else its batch stays without answers.
     """
 
-    def __init__(
-        self, collator: Callable[[list[Any]], dict[str, Any]], head: Head, padding_side: str = "right"
-    ) -> None:
-        self.collator = collator
-        self.head = head
-        self.padding_side = padding_side
+    collator: Callable[[list[Any]], dict[str, Any]]
+    head: Head
+    padding_side: str = "right"
+    cache: TeacherCache | None = None
+    required: bool = False
 
     def __getattr__(self, name: str) -> Any:
         if name == "collator":  # not yet there while unpickling
@@ -42,29 +97,56 @@ class TeacherLogitsCollator:
         return getattr(self.collator, name)
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
-        if not (features and isinstance(features[0], Mapping) and TEACHER_LOGITS in features[0]):
-            return self.collator(features)
-        missing = sum(TEACHER_LOGITS not in feature for feature in features)
-        if missing:
-            raise ValueError(
-                f"{missing} of {len(features)} rows lack the column {TEACHER_LOGITS!r} that the others have."
-            )
-        logits = [torch.as_tensor(feature[TEACHER_LOGITS], dtype=torch.float32) for feature in features]
-        batch = self.collator([{k: v for k, v in feature.items() if k != TEACHER_LOGITS} for feature in features])
-        batch[TEACHER_LOGITS] = torch.stack([self._pad(row, batch) for row in logits])
+        columns = _teacher_columns(features)
+        if columns:
+            features, brought = _split(features, columns)
+        batch = self.collator(features)
+        for column in columns:
+            rows = [torch.as_tensor(row) for row in brought[column]]
+            batch[column] = self._batched(column, [row.float() for row in rows], batch)
+        if self.cache is not None and not set(columns) >= set(self.cache.store.columns):
+            for column, answers in self.cache.lookup(batch, self.required).items():
+                batch.setdefault(column, answers)
         return batch
 
-    def _pad(self, row: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """(T, V) or (2, T) to the batch's length; (V,) as it is."""
-        if self.head.kind == "rows" or "input_ids" not in batch:
-            return row
-        is_span = self.head.kind == "span"
+    def _batched(self, column: str, rows: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
+        axes = length_axes(column, self.head, "input_ids" in batch)
+        if not axes:
+            return torch.stack(rows)
         length = batch["input_ids"].shape[-1]
-        missing = length - (row.shape[1] if is_span else row.shape[0])
-        if missing < 0:
-            raise ValueError(
-                f"A row of {TEACHER_LOGITS!r} describes {length - missing} positions, but its batch has only "
-                f"{length} tokens: it was made from longer inputs. Make it again from the dataset that is trained on."
-            )
-        padding = (missing, 0) if self.padding_side == "left" else (0, missing)
-        return F.pad(row, padding if is_span else (0, 0, *padding))
+        for row in rows:
+            if row.shape[axes[0]] > length:
+                raise ValueError(
+                    f"A row of {column!r} describes {row.shape[axes[0]]} positions, but its batch has only {length} "
+                    "tokens: it was made from longer inputs. Make it again from the dataset that is trained on."
+                )
+        starts = [length - row.shape[axes[0]] if self.padding_side == "left" else 0 for row in rows]
+        return pad_rows(rows, axes, length, starts)
+
+
+def pad_rows(rows: Sequence[Tensor], axes: tuple[int, ...], length: int, starts: Sequence[int]) -> Tensor:
+    """Stack rows after padding some of their dimensions to one length, each row from its own start."""
+    padded = []
+    for row, start in zip(rows, starts, strict=True):
+        padding = [0, 0] * row.ndim
+        for axis in axes:
+            last_first = 2 * (row.ndim - 1 - axis)  # F.pad counts dimensions from the last
+            padding[last_first : last_first + 2] = [start, length - start - row.shape[axis]]
+        padded.append(F.pad(row, padding))
+    return torch.stack(padded)
+
+
+def _teacher_columns(features: list[Any]) -> list[str]:
+    if not (features and isinstance(features[0], Mapping)):
+        return []
+    columns = [name for name in features[0] if name.startswith(TEACHER_PREFIX)]
+    for name in columns:
+        missing = sum(name not in feature for feature in features)
+        if missing:
+            raise ValueError(f"{missing} of {len(features)} rows lack the column {name!r} that the others have.")
+    return columns
+
+
+def _split(features: list[Any], columns: list[str]) -> tuple[list[Any], dict[str, list[Any]]]:
+    rest = [{key: value for key, value in feature.items() if key not in columns} for feature in features]
+    return rest, {name: [feature[name] for feature in features] for name in columns}

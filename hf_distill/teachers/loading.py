@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_distill.heads import core_model, task_class
 from hf_distill.teachers.base import Teacher
-from hf_distill.teachers.online import OnlineTeacher
+from hf_distill.teachers.fingerprint import files_fingerprint
+from hf_distill.teachers.online import LazyTeacher, OnlineTeacher
+
+# `auto` is the model's own precision, and for a cache the fastest that the device has.
+_DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_teacher(
@@ -37,20 +47,58 @@ def load_teacher(
     if teacher is None:
         return None
     device = torch.device(getattr(args, "teacher_device", None) or device)
+    dtype = _DTYPES[getattr(args, "teacher_dtype", "auto")]
     if isinstance(teacher, (str, os.PathLike)):
-        kwargs = {"trust_remote_code": False, **(getattr(args, "teacher_model_init_kwargs", None) or {})}
-        revision = getattr(args, "teacher_model_revision", None)
-        loaded = task_class(student).from_pretrained(teacher, revision=revision or "main", **kwargs)
-        return OnlineTeacher(loaded, device, name=str(teacher))
+        return _by_name(str(teacher), args, student, device, dtype)
     if isinstance(teacher, nn.Module):
         _refuse_shared(student, teacher)
-        return OnlineTeacher(teacher, device)
+        return OnlineTeacher(teacher, device, dtype=dtype)
     if isinstance(teacher, Teacher):
         return teacher
     raise ValueError(
         "teacher_model must be a model, a path or Hub name, or a Teacher (see hf_distill.teachers.Teacher), got "
         f"{type(teacher).__name__}."
     )
+
+
+def cache_dtype(args: TrainingArguments, device: torch.device) -> torch.dtype:
+    """The precision in which a teacher fills a cache: what was asked for, else bf16 where the device has it."""
+    asked = _DTYPES[getattr(args, "teacher_dtype", "auto")]
+    if asked is not None:
+        return asked
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def has_fast_bf16(device: torch.device | str) -> bool:
+    """Whether a device computes in bf16 itself; elsewhere it is emulated, and slower than fp32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = Path("/proc/cpuinfo")
+    if kind == "cpu" and cpu.is_file():
+        return any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return False
+
+
+def _by_name(
+    name: str, args: TrainingArguments, student: nn.Module, device: torch.device, dtype: torch.dtype | None
+) -> Teacher:
+    kwargs = {"trust_remote_code": False, **(getattr(args, "teacher_model_init_kwargs", None) or {})}
+    revision = getattr(args, "teacher_model_revision", None) or "main"
+    auto = task_class(student)
+
+    def load() -> nn.Module:
+        return auto.from_pretrained(name, revision=revision, **kwargs)
+
+    # Only a cache can make loading needless; and what is more than reading weights needs the real model.
+    if getattr(args, "teacher_cache_dir", None) and kwargs == {"trust_remote_code": False}:
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        content = files_fingerprint(Path(name)) if os.path.isdir(name) else getattr(config, "_commit_hash", None)
+        if content is not None and getattr(config, "quantization_config", None) is None:
+            with torch.device("meta"):
+                skeleton = auto.from_config(config)
+            return LazyTeacher(skeleton, load, content, device, name, dtype)
+    return OnlineTeacher(load(), device, name=name, dtype=dtype)
 
 
 def load_processing_class(teacher: Teacher | None, like: Any, revision: str | None = None) -> Any:
@@ -63,9 +111,7 @@ def load_processing_class(teacher: Teacher | None, like: Any, revision: str | No
     auto: Any = AutoTokenizer if isinstance(like, PreTrainedTokenizerBase) else AutoImageProcessor
     try:
         return auto.from_pretrained(name, revision=revision or "main")
-    except (
-        Exception
-    ):  # absent, unreachable, or of a kind that the auto class does not know: the caller says what goes unchecked
+    except Exception:  # absent, unreachable, or unknown to the auto class: the caller says what goes unchecked
         return None
 
 

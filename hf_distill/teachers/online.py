@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_distill.activations import Activations, Needs
-from hf_distill.heads import forward_parameters, head_of
+from hf_distill.heads import forward_parameters, head_of, use_eager_attention
+from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
 
 
 class OnlineTeacher:
@@ -23,26 +24,41 @@ class OnlineTeacher:
         model: The teacher. Its parameters stop requiring gradients.
         device: Where to run it; `None` leaves it where it is.
         name: What to call it in cards and messages; the checkpoint it was loaded from by default.
+        dtype: Precision that it computes in, by autocast; its weights stay as they are. `None` is their own.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device | str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str | None = None,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.config = model.config
         self.head = head_of(model)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.dtype = dtype
         self.input_names, self._accepts_any = forward_parameters(model)
-        if device is not None and not _is_placed(model):
-            self.model.to(device)
+        self._device = None if device is None or _is_placed(model) else torch.device(device)
+        self.load()
+
+    def __call__(self, inputs: Mapping[str, Any], needs: Needs) -> Activations:
+        return self.answer(inputs, needs, self.dtype)
 
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in a later backward pass
-    def __call__(self, inputs: Mapping[str, Any], needs: Needs) -> Activations:
+    def answer(self, inputs: Mapping[str, Any], needs: Needs, dtype: torch.dtype | None = None) -> Activations:
+        """What is needed for one batch, computed in `dtype`."""
+        self.load()
         self.model.eval()  # somebody may have called train() on it since
-        device, dtype = _device_and_dtype(self.model)
+        device, own_dtype = _device_and_dtype(self.model)
         extra: dict[str, Any] = dict(needs.forward_arguments())
         if "use_cache" in self.input_names:
             extra["use_cache"] = False
-        moved = {key: _to(value, device, dtype) for key, value in self.readable(inputs).items()}
-        outputs = self.model(**moved, **extra)
+        moved = {key: _to(value, device, own_dtype) for key, value in self.readable(inputs).items()}
+        reduced = dtype is not None and dtype != own_dtype and own_dtype == torch.float32
+        with torch.autocast(device.type, dtype, enabled=reduced):
+            outputs = self.model(**moved, **extra)
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         answer = Activations.from_outputs(outputs, self.head, needs)
         answer.logits = None if answer.logits is None else answer.logits.to(source)
@@ -50,11 +66,68 @@ class OnlineTeacher:
         answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
         return answer
 
+    def load(self) -> None:
+        """Be ready to answer."""
+        if self._device is not None and next(self.model.parameters()).device != self._device:
+            self.model.to(self._device)
+
+    def release(self) -> None:
+        """Make room on the accelerator until the next question."""
+        if self._device is not None and self._device.type != "cpu":
+            self.model.to("cpu")
+
+    def fingerprint(self) -> str:
+        """Changes with any weight and any setting that decides answers."""
+        return fingerprint(weights_fingerprint(self.model), config_fingerprint(self.config))
+
     def readable(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The part of a batch that the model's forward takes."""
         if self._accepts_any:
             return dict(inputs)
         return {key: value for key, value in inputs.items() if key in self.input_names}
+
+
+class LazyTeacher(OnlineTeacher):
+    """A teacher that is loaded from its files when it is first asked, and forgotten when released.
+
+    Where a cache knows all answers it is never loaded at all.
+
+    Args:
+        skeleton: The model on the meta device: its class and config, no weights.
+        loader: Loads the model.
+        content: Fingerprint of the files that it is loaded from.
+        device: Where to run it.
+        name: What to call it.
+        dtype: As in [`OnlineTeacher`].
+    """
+
+    def __init__(
+        self,
+        skeleton: nn.Module,
+        loader: Callable[[], nn.Module],
+        content: str,
+        device: torch.device | str,
+        name: str,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._loader, self._content, self._skeleton, self.is_loaded = loader, content, skeleton, True
+        super().__init__(skeleton, None, name, dtype)
+        self._device, self.is_loaded = torch.device(device), False
+
+    def load(self) -> None:
+        if not self.is_loaded:
+            eager = getattr(self._skeleton.config, "_attn_implementation", None) == "eager"
+            self.model = self._loader().requires_grad_(False).eval()
+            self.is_loaded = True
+            if eager:  # a loss asked for attention maps
+                use_eager_attention(self.model)
+        super().load()
+
+    def release(self) -> None:
+        self.model, self.is_loaded = self._skeleton, False
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._content, config_fingerprint(self.config))
 
 
 def _is_placed(model: nn.Module) -> bool:

@@ -1,0 +1,232 @@
+"""The teacher cache: the teacher is asked once about every row, and its answers are kept on disk.
+
+A row is known by what the teacher sees of it ([`content_keys`]), after the collator, without its padding. So answers
+are shared between seeds, students, splits and trials whatever the order of the rows, and a row that changes from epoch
+to epoch is noticed, since its key is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_distill.activations import Activations, Head, Needs, Shapes
+from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.cached import LABELS, TEACHER_LOGITS, column_names, is_no_input, length_axes, pad_rows
+from hf_distill.teachers.fingerprint import fingerprint
+from hf_distill.teachers.keys import content_keys, real_spans
+from hf_distill.teachers.store import AnswerStore
+
+MANIFEST, SHAPES = "manifest.json", "shapes.json"
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+
+
+class TeacherCache:
+    """What one teacher answered, for one set of needs.
+
+    Args:
+        folder: The directory of all caches; this one's folder in it is named after teacher, fingerprint and needs.
+        teacher: The teacher. One that was loaded lazily is not loaded to look something up.
+        teacher_fingerprint: Tells this teacher, at this precision, from any other ([`teacher_fingerprint`]).
+        needs: Outputs to keep, with explicit indices.
+        head: Whose logits these are.
+        label_names: Inputs that are labels, and so not part of what the teacher sees.
+        state_dtype: Precision of stored hidden states and attention maps, `"float16"` or `"float32"`; logits are
+            always kept in fp32.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        teacher: Teacher,
+        teacher_fingerprint: str,
+        needs: Needs,
+        head: Head,
+        label_names: Iterable[str] = (),
+        state_dtype: str = "float16",
+    ) -> None:
+        if True in (needs.hidden_states, needs.attentions) or not needs:
+            raise ValueError(f"A teacher cache keeps chosen layers: needs must name their indices, got {needs}.")
+        if state_dtype not in ("float16", "float32"):
+            raise ValueError(f"state_dtype must be 'float16' or 'float32', got {state_dtype!r}.")
+        self.teacher_name, self.needs, self.head, self.state_dtype = teacher.name, needs, head, state_dtype
+        self._names = {name for name in teacher.input_names if name not in {*LABELS, *label_names}}
+        self.home = teacher_folder(folder, teacher.name, teacher_fingerprint)
+        self.folder = self._matching_folder()
+        dtypes = {name: "float32" if name == TEACHER_LOGITS else state_dtype for name in column_names(needs)}
+        self.store = AnswerStore(self.folder, dtypes)
+
+    def lookup(self, inputs: Mapping[str, Any], required: bool) -> dict[str, Tensor]:
+        """The columns of the teacher's answers for a collated batch; empty if a row is not known and none is required.
+
+        Raises:
+            ValueError: If answers are required and rows are unknown.
+        """
+        positions = self.store.find(self.keys(inputs))
+        unknown = int((positions < 0).sum())
+        if unknown and required:
+            raise ValueError(
+                f"{unknown} of {len(positions)} rows of a batch are not what the teacher was asked about: the data or "
+                "the collator changes them from epoch to epoch (augmentation, dynamic masking). Make the change once, "
+                "with dataset.map, or leave out teacher_cache_dir."
+            )
+        if unknown:
+            return {}
+        spans, columns = real_spans(inputs), {}
+        for name in self.store.columns:
+            rows = self.store.read(positions, name)
+            axes = length_axes(name, self.head, spans is not None)
+            if axes and spans is not None:
+                columns[name] = pad_rows(rows, axes, spans.shape[-1], spans.argmax(-1).tolist())
+            else:
+                columns[name] = torch.stack(rows)
+        return columns
+
+    def keys(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        """What identifies each row of a collated batch. Shape: (B, 2)."""
+        return content_keys(inputs, self._names)
+
+    def rows_of(self, answer: Activations, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """The teacher's answers for a batch, row by row, without padding, as they are stored.
+
+        Raises:
+            ValueError: If a value does not fit into fp16.
+        """
+        spans = real_spans(inputs)
+        if spans is not None and spans.ndim > 2 and (self.needs.hidden_states or self.needs.attentions):
+            raise ValueError(
+                "Hidden states and attention maps of multiple choice cannot be cached, only its logits. Leave out "
+                "teacher_cache_dir, or drop those losses."
+            )
+        return {
+            name: self._unpadded(name, tensor.detach().to("cpu"), spans)
+            for name, tensor in answer_columns(answer, self.needs).items()
+        }
+
+    def _unpadded(self, name: str, batch: Tensor, spans: np.ndarray | None) -> list[Tensor]:
+        kept = batch.to(getattr(torch, self.store.columns[name]))
+        if not bool(kept.isfinite().all()):
+            raise ValueError(
+                f"{name} holds values that do not fit into {kept.dtype} (the largest is {batch.abs().max():.3g}). Set "
+                'teacher_cache_dtype="float32", or leave out teacher_cache_dir.'
+            )
+        axes = length_axes(name, self.head, spans is not None)
+        if not axes or spans is None:
+            return list(kept)
+        rows = []
+        for row, first, length in zip(kept, spans.argmax(-1), spans.sum(-1), strict=True):
+            for axis in axes:
+                row = row.narrow(axis, int(first), int(length))
+            rows.append(row)
+        return rows
+
+    # ---- What is known beside the answers ----
+
+    def write_manifest(self, **facts: Any) -> None:
+        """For people: whose answers these are, and how they were made."""
+        content = {"teacher": self.teacher_name, "state_dtype": self.state_dtype, **facts}
+        _write_json(self.folder / MANIFEST, content)
+
+    def manifest(self) -> dict[str, Any]:
+        """What `write_manifest` wrote, or nothing."""
+        return _read_json(self.folder / MANIFEST) or {}
+
+    def _matching_folder(self) -> Path:
+        """The folder for exactly these needs, or one that keeps more."""
+        own = self.home / _folder_name(column_names(self.needs), self.state_dtype)
+        if own.is_dir() or not self.home.is_dir():
+            return own
+        for other in sorted(self.home.glob("*.*")):
+            columns, _, dtype = other.name.rpartition(".")
+            if dtype == self.state_dtype and set(column_names(self.needs)) <= set(columns.split("+")):
+                return other
+        return own
+
+
+def teacher_folder(folder: str | os.PathLike[str], name: str, teacher_fingerprint: str) -> Path:
+    """Where everything is kept that one teacher said."""
+    readable = re.sub(r"[^\w.-]+", "-", Path(name).name)[-40:] or "teacher"
+    return Path(folder) / f"{readable}-{teacher_fingerprint[:16]}"
+
+
+def answer_columns(answer: Activations, needs: Needs) -> dict[str, Tensor]:
+    """What a model returned, by column."""
+    tensors = [answer.logits] if needs.logits else []
+    tensors += [answer.hidden_states[i] for i in needs.hidden_states]  # type: ignore[union-attr]
+    tensors += [answer.attentions[i] for i in needs.attentions]  # type: ignore[union-attr]
+    return dict(zip(column_names(needs), tensors, strict=True))  # type: ignore[arg-type]
+
+
+def read_shapes(home: Path, needs: Needs, rows: int, length: int | None) -> Shapes | None:
+    """The shapes of all layers as a dry forward found them before, for a batch of this size; without those of the
+    logits. `None` if that forward did not return what is needed.
+    """
+    content = _read_json(home / SHAPES) or {"hidden_states": [], "attentions": []}
+
+    def sized(shape: Sequence[int | str]) -> tuple[int, ...]:
+        return (rows, *(int(length if size == "T" and length is not None else size) for size in shape[1:]))
+
+    states, maps = (tuple(map(sized, content[kind])) for kind in ("hidden_states", "attentions"))
+    known = (states or not needs.hidden_states) and (maps or not needs.attentions)
+    return Shapes(None, states, maps) if known else None
+
+
+def write_shapes(home: Path, shapes: Shapes, length: int | None) -> None:
+    """Keep the shapes of a dry forward, so that the next run need not load the teacher for them."""
+
+    def named(shape: Sequence[int], axes: tuple[int, ...]) -> list[int | str]:
+        return ["T" if axis in axes and size == length else size for axis, size in enumerate(shape)]
+
+    content = {
+        "hidden_states": [named(shape, (1,) if len(shape) == 3 else ()) for shape in shapes.hidden_states],
+        "attentions": [named(shape, (2, 3)) for shape in shapes.attentions],
+    }
+    _write_json(home / SHAPES, content)
+
+
+def teacher_fingerprint(teacher: Teacher, dtype: torch.dtype) -> str:
+    """Tells a teacher at a precision from every other: by its weights, or by what it
+    says of itself.
+
+    Raises:
+        ValueError: If the teacher is an object of the user's own without a `fingerprint`.
+    """
+    own = getattr(teacher, "fingerprint", None)
+    if own is not None:
+        return fingerprint(own() if callable(own) else own, str(dtype))
+    raise ValueError(
+        f"teacher_cache_dir needs to recognise the teacher again, but {type(teacher).__name__} has no `fingerprint`: "
+        "a string, or a method that returns one, which changes whenever its answers would. Add it, or leave out "
+        "teacher_cache_dir."
+    )
+
+
+def model_inputs(batch: Mapping[str, Any], label_names: Iterable[str]) -> dict[str, Any]:
+    """A collated batch without labels and stored answers."""
+    return {k: v for k, v in batch.items() if not is_no_input(k) and k not in set(label_names)}
+
+
+def _folder_name(columns: Sequence[str], dtype: str) -> str:
+    return "+".join(columns) + f".{dtype}"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

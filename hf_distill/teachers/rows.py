@@ -1,0 +1,59 @@
+"""Reading any dataset that has a length: its rows, and how long their texts are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from torch.utils.data import IterableDataset
+
+
+def require_rows(dataset: Any) -> None:
+    """Refuse what cannot be read in any order.
+
+    Raises:
+        ValueError: If the dataset is a stream.
+    """
+    if is_stream(dataset):
+        raise ValueError(
+            f"A teacher cache needs a dataset with a length, to ask about like lengths together; got "
+            f"{type(dataset).__name__}, a stream. Leave out teacher_cache_dir, or load the dataset without streaming."
+        )
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset can only be read from its beginning."""
+    if isinstance(dataset, IterableDataset | datasets.IterableDataset):
+        return True
+    return not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
+
+
+def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """Some rows, as a data loader reads them."""
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(list(indices)))
+    return [dataset[i] for i in indices]
+
+
+def row_lengths(dataset: Any) -> np.ndarray:
+    """Tokens of each row, 0 where the rows hold none. Shape: (N,)."""
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        if "input_ids" not in dataset.column_names:
+            return np.zeros(len(dataset), dtype=int)
+        tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(1000)
+        return np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in tables] or [[]])
+    rows = (dataset[i] for i in range(len(dataset)))
+    return np.array([len(row["input_ids"]) if isinstance(row, Mapping) and "input_ids" in row else 0 for row in rows])
+
+
+def batches_of_like_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Indices of all rows in batches, the longest first: what does not fit into memory is told at once.
+
+    >>> batches_of_like_length(np.array([3, 9, 4, 9, 2]), batch_size=2)
+    [[1, 3], [2, 0], [4]]
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -1,0 +1,405 @@
+"""The teacher cache: the same training as with the teacher at hand, whatever happens to the process or the data."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from parity import different_tensors
+from torch import nn
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+from hf_distill.activations import Needs
+from hf_distill.teachers import OnlineTeacher
+from hf_distill.teachers.keys import content_keys
+from hf_distill.teachers.store import AnswerStore
+from hf_distill.testing import TASKS, tiny_task
+
+EVERY_TERM = {"hidden_state_weight": 1.0, "attention_weight": 1.0, "teacher_cache_dtype": "float32"}
+
+
+class Counting(OnlineTeacher):
+    """Counts the rows it is asked about."""
+
+    def __init__(self, model):
+        self.rows = 0
+        super().__init__(model)
+
+    def answer(self, inputs, needs, dtype=None):
+        self.rows += len(next(iter(inputs.values())))
+        return super().answer(inputs, needs, dtype)
+
+
+def run(make_trainer, task, **kwargs):
+    trainer = make_trainer(task, eval_dataset=task.rows[:10], max_steps=4, **kwargs)
+    trainer.train()
+    return trainer, trainer.evaluate()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_cached_run_equals_an_uncached_one(name, make_trainer, tmp_path):
+    plain, plain_metrics = run(make_trainer, tiny_task(name), **EVERY_TERM)
+    cached, metrics = run(make_trainer, tiny_task(name), teacher_cache_dir=str(tmp_path / "cache"), **EVERY_TERM)
+    assert different_tensors(cached.model.state_dict(), plain.model.state_dict()) == []
+    assert different_tensors(cached.losses.state_dict(), plain.losses.state_dict()) == []
+    losses = {key: value for key, value in plain_metrics.items() if key.endswith("_loss")}
+    assert {key: metrics[key] for key in losses} == pytest.approx(losses, rel=1e-5)
+
+
+def test_states_kept_in_fp16_are_as_exact_as_fp16(make_trainer, tmp_path):
+    plain, _ = run(make_trainer, tiny_task("token"), hidden_state_weight=1.0)
+    cached, _ = run(
+        make_trainer, tiny_task("token"), hidden_state_weight=1.0, teacher_cache_dir=str(tmp_path / "cache")
+    )
+    assert different_tensors(cached.model.state_dict(), plain.model.state_dict(), 1e-3) == []
+
+
+def test_the_teacher_is_asked_once_about_every_row(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    answered = []
+    for seed in range(2):
+        teacher = Counting(task.teacher)
+        student = tiny_task("single_label", seed=seed).student
+        options = {"seed": seed, "teacher_cache_dir": str(tmp_path / "cache"), "num_train_epochs": 2}
+        trainer = make_trainer(task, model=student, teacher_model=teacher, eval_dataset=task.rows[:10], **options)
+        before = teacher.rows  # the dry run of an empty cache asks, too
+        trainer.train(), trainer.evaluate()
+        answered.append(teacher.rows - before)
+    # Three rows more tell whether padding changes this teacher's answers.
+    assert answered == [len(task.rows) + 3, 0]
+
+
+def test_a_full_cache_needs_no_teacher_weights(make_trainer, tmp_path):
+    task = tiny_task("token")
+    task.teacher.save_pretrained(tmp_path / "teacher")
+    options = {"teacher_cache_dir": str(tmp_path / "cache"), **EVERY_TERM}
+    first, _ = run(make_trainer, tiny_task("token"), teacher_model=str(tmp_path / "teacher"), **options)
+    assert not first.teacher.is_loaded  # freed
+    trainer = make_trainer(tiny_task("token"), teacher_model=str(tmp_path / "teacher"), max_steps=4, **options)
+    trainer.teacher._loader = None  # cannot be loaded
+    trainer.train()
+    plain, _ = run(make_trainer, tiny_task("token"), **EVERY_TERM)
+    assert different_tensors(trainer.model.state_dict(), plain.model.state_dict()) == []
+
+
+def test_left_padding_and_columns_of_a_dataset_share_the_cache(make_trainer, tmp_path):
+    """Rows are known by their content, not by their padding, order or container."""
+    task = tiny_task("token")
+    teacher = Counting(task.teacher)
+    make_trainer(task, teacher_model=teacher, teacher_cache_dir=str(tmp_path), max_steps=1).train()
+    asked = teacher.rows
+    rows = datasets.Dataset.from_list(task.rows[::-1]).add_column("unused", ["x"] * len(task.rows))
+    trainer = make_trainer(
+        task, train_dataset=rows, teacher_model=teacher, teacher_cache_dir=str(tmp_path), max_steps=1
+    )
+    trainer.train()
+    assert teacher.rows == asked
+
+
+# ---- What must not be used ----
+
+
+def change_weight(task):
+    task.teacher.classifier.weight.data[0, 0] += 1e-3
+
+
+def change_config(task):
+    task.teacher.config.hidden_act = "relu"
+
+
+def change_rows(task):
+    for row in task.rows:
+        row["input_ids"] = [1 + token % 30 for token in row["input_ids"]]
+
+
+def change_collator(task):
+    collate = task.collate
+
+    def other(rows):
+        batch = collate(rows)
+        batch["token_type_ids"] = batch["attention_mask"].clone()
+        return batch
+
+    task.collate = other
+
+
+@pytest.mark.parametrize("change", [change_weight, change_config, change_rows, change_collator])
+def test_stale_answers_are_asked_again(change, make_trainer, tmp_path):
+    make_trainer(tiny_task("single_label"), teacher_cache_dir=str(tmp_path), max_steps=1).train()
+    task = tiny_task("single_label")
+    change(task)
+    teacher = Counting(task.teacher)
+    trainer = make_trainer(task, teacher_model=teacher, teacher_cache_dir=str(tmp_path), max_steps=1)
+    trainer.train()
+    assert teacher.rows >= len(task.rows)
+
+
+def test_other_needs_have_a_cache_of_their_own_and_fewer_needs_have_not(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    asked = []
+    for weights in ({"hidden_state_weight": 1.0}, {}, {"attention_weight": 1.0}):
+        teacher = Counting(task.teacher)
+        trainer = make_trainer(task, teacher_model=teacher, teacher_cache_dir=str(tmp_path), max_steps=1, **weights)
+        before = teacher.rows
+        trainer.train()
+        asked.append(teacher.rows - before)
+    assert asked == [len(task.rows) + 3, 0, len(task.rows) + 3]
+
+
+def test_another_precision_has_a_cache_of_its_own(make_trainer, tmp_path, capsys):
+    task = tiny_task("single_label")
+    for dtype in ("float32", "bfloat16"):
+        make_trainer(task, teacher_cache_dir=str(tmp_path / "cache"), teacher_dtype=dtype, max_steps=1).train()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert "reduced precision changes the answers by" in capsys.readouterr().out
+
+
+def test_dynamic_masking_is_refused(make_trainer, tmp_path):
+    from test_teachers import _words
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_words(), pad_token="[PAD]", mask_token="w2")
+    task = tiny_task("masked_lm")
+    rows = [{"input_ids": row["input_ids"]} for row in task.rows]
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
+    trainer = make_trainer(task, train_dataset=rows, data_collator=collator, teacher_cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="different each time they are read"):
+        trainer.train()
+
+
+def test_augmentation_that_begins_later_is_refused(make_trainer, tmp_path):
+    task = tiny_task("image")
+
+    class Later(torch.utils.data.Dataset):
+        epoch = 0
+
+        def __len__(self):
+            return len(task.rows)
+
+        def __getitem__(self, i):
+            return {**task.rows[i], "pixel_values": task.rows[i]["pixel_values"] + self.epoch}
+
+    rows = Later()
+    trainer = make_trainer(task, train_dataset=rows, teacher_cache_dir=str(tmp_path), max_steps=1)
+    trainer.train()
+    rows.epoch = 1
+    with pytest.raises(ValueError, match="16 of 16 rows of a batch are not what the teacher was asked about"):
+        trainer.train()
+
+
+def test_a_stream_is_refused(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    rows = datasets.Dataset.from_list(task.rows).to_iterable_dataset()
+    trainer = make_trainer(task, train_dataset=rows, teacher_cache_dir=str(tmp_path), max_steps=1)
+    with pytest.raises(ValueError, match="needs a dataset with a length"):
+        trainer.train()
+
+
+def test_a_teacher_of_ones_own_needs_a_fingerprint(make_trainer, tmp_path):
+    class Own:
+        config, name, input_names = None, "own", frozenset({"input_ids"})
+
+        def __call__(self, inputs, needs):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="has no `fingerprint`"):
+        make_trainer(tiny_task("single_label"), teacher_model=Own(), teacher_cache_dir=str(tmp_path))
+
+
+def test_answers_beyond_fp16_are_refused(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    task.teacher.bert.embeddings.LayerNorm.weight.data *= 1e6
+    options = {"hidden_state_weight": 1.0, "layer_mapping": {0: 0}, "teacher_cache_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match='teacher_cache_dtype="float32"'):
+        make_trainer(task, max_steps=1, **options).train()
+
+
+def test_a_full_disk_is_told_before_it_is_full(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_distill.teachers.fill.FLUSH_SECONDS", 0.0)
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("hf_distill.teachers.fill.shutil.disk_usage", lambda path: usage)
+    trainer = make_trainer(tiny_task("single_label"), teacher_cache_dir=str(tmp_path), teacher_batch_size=4)
+    with pytest.raises(ValueError, match="GB free"):
+        trainer.train()
+
+
+def test_a_teacher_for_whom_padding_matters_is_asked_about_one_length_at_a_time(make_trainer, tmp_path):
+    """Its answers are those for the rows alone, as no batch decides them."""
+    task = tiny_task("single_label")
+    forward = task.teacher.bert.embeddings.forward
+    # Like a convolution that does not look at the mask: the mean over all positions, padding too.
+    task.teacher.bert.embeddings.forward = lambda *a, **k: (lambda x: x + x.mean(1, keepdim=True))(forward(*a, **k))
+    trainer = make_trainer(task, teacher_cache_dir=str(tmp_path), max_steps=1)
+    trainer.train()
+    alone = torch.cat([task.teacher(**_inputs(task, [row])).logits for row in task.rows])
+    batch = trainer.data_collator(task.rows)
+    assert torch.allclose(batch["teacher_logits"], alone, atol=1e-5)
+
+
+def _inputs(task, rows):
+    return {key: value for key, value in task.collate(rows).items() if key != "labels"}
+
+
+# ---- What happens to the process ----
+
+FILL = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.teachers import fill
+from hf_distill.testing import tiny_task
+import time
+fill.FLUSH_SECONDS = 0.0
+task = tiny_task("token", rows=1000)
+forward = task.teacher.forward
+def slowly(*args, **kwargs):
+    time.sleep(0.02)
+    return forward(*args, **kwargs)
+slowly.__signature__ = __import__("inspect").signature(forward)
+task.teacher.forward = slowly
+args = DistillationTrainingArguments(
+    {out!r}, use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, hidden_state_weight=1.0,
+    teacher_cache_dir={cache!r}, teacher_batch_size=4, teacher_cache_dtype="float32",
+)
+trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
+print("ready", flush=True)
+trainer.train()
+"""
+
+
+# One process imports the libraries; its children fill the cache and are killed.
+KILL = """
+import os, random, signal, sys, time
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+generator = random.Random(0)
+for _ in range(20):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writer, 1)
+        try:
+            exec(compile({fill!r}, "fill", "exec"), {{"__name__": "fill"}})
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 5) == b"ready"
+    time.sleep(generator.uniform(0.0, 0.5))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reader)
+    for folder, _, files in os.walk({cache!r}):
+        for file in sorted(files):
+            if file.endswith(".arrow"):
+                print(file, end=" ")
+    print(flush=True)
+"""
+
+
+def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
+    """Twenty kills while it is filled: what was on disk stays, and in the end every answer is the teacher's."""
+    cache = tmp_path / "cache"
+    fill = FILL.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), cache=str(cache))
+    kill = KILL.format(fill=fill, cache=str(cache))
+
+    def python(script):
+        return subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
+        ).stdout
+
+    files = [set(line.split()) for line in python(kill).splitlines()]
+    assert len(files) == 20
+    assert all(before <= after for before, after in itertools.pairwise(files))  # nothing that was there is lost
+    columns = {"teacher_logits": "float32", "teacher_hidden_states_2": "float32", "teacher_hidden_states_4": "float32"}
+    (home,) = {file.parent for file in cache.rglob("*.arrow")}
+    known = len(AnswerStore(home, columns))
+    assert 0 < known < 1000
+    assert f"asked about {1000 - known} of 1,000 rows" in python(fill)
+
+    task, store = tiny_task("token", rows=1000), AnswerStore(home, columns)
+    where = store.find(content_keys(task.collate(task.rows), {"input_ids", "attention_mask"}))
+    assert (where >= 0).all()
+    for row, kept in zip(task.rows, store.read(where, "teacher_logits"), strict=True):
+        assert torch.allclose(kept, task.teacher(**_inputs(task, [row])).logits[0], atol=1e-5)
+
+
+# ---- The parts ----
+
+
+def test_keys_tell_content_from_padding():
+    task = tiny_task("single_label", rows=64)
+    names = {"input_ids", "attention_mask"}
+    keys = content_keys(task.collate(task.rows), names)
+    alone = np.concatenate([content_keys(task.collate([row]), names) for row in task.rows])
+    assert (keys == alone).all()
+    left = {key: nn.functional.pad(value, (7, 0)) for key, value in _inputs(task, task.rows).items()}
+    assert (content_keys(left, names) == keys).all()
+    assert len(np.unique(keys, axis=0)) == len({tuple(row["input_ids"]) for row in task.rows})
+
+
+@pytest.mark.parametrize("position", range(5))
+@pytest.mark.parametrize("bit", [0, 1, 15, 31])
+def test_keys_notice_every_single_change(position, bit):
+    inputs = {"input_ids": torch.arange(5)[None], "token_type_ids": torch.zeros(1, 5, dtype=torch.long)}
+    before = content_keys(inputs, inputs)
+    for name in inputs:
+        changed = {key: value.clone() for key, value in inputs.items()}
+        changed[name][0, position] ^= 1 << bit
+        assert (content_keys(changed, inputs) != before).all()
+
+
+def test_keys_notice_order_names_and_the_smallest_change_of_a_float():
+    ids = torch.tensor([[1, 2, 3]])
+    assert (
+        content_keys({"input_ids": ids}, {"input_ids"}) != content_keys({"input_ids": ids.flip(1)}, {"input_ids"})
+    ).all()
+    pixels = torch.randn(1, 3, 4, 4)
+    nudged = torch.nextafter(pixels, torch.tensor(9.0))
+    keys = [content_keys({"pixel_values": value}, {"pixel_values"}) for value in (pixels, nudged, pixels.clone())]
+    assert (keys[0] != keys[1]).all()
+    assert (keys[0] == keys[2]).all()
+
+
+def test_a_store_gives_back_what_was_written(tmp_path):
+    store = AnswerStore(tmp_path, {"teacher_logits": "float32", "teacher_hidden_states_1": "float16"})
+    rows = [torch.randn(n, 3) for n in (2, 5, 0)]
+    states = [torch.randn(n, 4).half() for n in (2, 5, 0)]
+    keys = np.arange(6, dtype=np.uint64).reshape(3, 2)
+    store.write(keys, {"teacher_logits": rows, "teacher_hidden_states_1": states})
+    opened = AnswerStore(tmp_path, store.columns)
+    where = opened.find(keys[::-1])
+    assert all(map(torch.equal, opened.read(where, "teacher_logits"), rows[::-1]))
+    assert all(map(torch.equal, opened.read(where, "teacher_hidden_states_1"), states[::-1]))
+    assert opened.find(np.array([[0, 2]], np.uint64)).tolist() == [-1]  # half a key is no key
+
+
+def test_half_written_and_foreign_files_are_never_read(tmp_path):
+    store = AnswerStore(tmp_path, {"teacher_logits": "float32"})
+    store.write(np.zeros((1, 2), np.uint64), {"teacher_logits": [torch.ones(3)]})
+    (whole,) = tmp_path.glob("*.arrow")
+    half = whole.read_bytes()[: whole.stat().st_size // 2]
+    (tmp_path / "x.arrow.unfinished").write_bytes(half)
+    assert len(AnswerStore(tmp_path, store.columns)) == 1
+    (tmp_path / "x.arrow").write_bytes(half)  # only a broken disk does this
+    with pytest.raises(ValueError, match="Delete it"):
+        AnswerStore(tmp_path, store.columns)
+
+
+def test_the_files_open_with_datasets(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    make_trainer(task, teacher_cache_dir=str(tmp_path), max_steps=1).train()
+    (file,) = tmp_path.rglob("*.arrow")
+    rows = datasets.Dataset.from_file(str(file))
+    assert len(rows) == len(task.rows)
+    assert len(rows[0]["teacher_logits"]) == 3
+
+
+def test_needs_without_indices_are_refused(tmp_path):
+    from hf_distill.teachers.cache import TeacherCache
+
+    teacher = OnlineTeacher(tiny_task("single_label").teacher)
+    with pytest.raises(ValueError, match="must name their indices"):
+        TeacherCache(tmp_path, teacher, "x", Needs(hidden_states=True), teacher.head)
