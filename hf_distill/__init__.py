@@ -3,6 +3,7 @@
 from hf_distill.losses import DistillationLoss
 from hf_distill.mapping import LayerMapping
 from hf_distill.students import create_student
+from hf_distill.teachers import cache_teacher_outputs
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
@@ -14,5 +15,6 @@ __all__ = [
     "DistillationTrainingArguments",
     "LayerMapping",
     "__version__",
+    "cache_teacher_outputs",
     "create_student",
 ]

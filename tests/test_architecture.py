@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "activations", "batch", "batching", "heads", "losses", "preflight", "refusals", "reports", "teachers",
         "term_log", "training_args", "wrapped_forward",
     },
-    "__init__": {"losses", "mapping", "students", "trainer", "training_args"},
+    "__init__": {"losses", "mapping", "students", "teachers", "trainer", "training_args"},
     "testing": {"activations", "batch", "losses"},
 }  # fmt: skip
 TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "term_log")

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from parity import different_tensors
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
+from hf_distill import cache_teacher_outputs
 from hf_distill.activations import Needs
 from hf_distill.teachers import OnlineTeacher
 from hf_distill.teachers.keys import content_keys
@@ -395,6 +397,62 @@ def test_the_files_open_with_datasets(make_trainer, tmp_path):
     rows = datasets.Dataset.from_file(str(file))
     assert len(rows) == len(task.rows)
     assert len(rows[0]["teacher_logits"]) == 3
+
+
+@pytest.mark.parametrize("name", ["single_label", "token", "question_answering"])
+def test_answers_as_columns_train_like_the_teacher(name, make_trainer, tmp_path):
+    """Also after a round through a saved dataset, as one that was pushed and loaded."""
+    plain, _ = run(make_trainer, tiny_task(name), hidden_state_weight=1.0, layer_mapping={2: 4})
+    task = tiny_task(name)
+    rows = datasets.Dataset.from_list(task.rows)
+    options = {"data_collator": task.collate, "state_dtype": "float32", "progress": False}
+    needs = Needs(logits=True, hidden_states=(4,))
+    with_columns = cache_teacher_outputs(rows, task.teacher, needs, cache_dir=tmp_path / "cache", **options)
+    with_columns.save_to_disk(tmp_path / "saved")
+    loaded = datasets.load_from_disk(tmp_path / "saved")
+    assert loaded.column_names == [*rows.column_names, "teacher_logits", "teacher_hidden_states_4"]
+    kwargs = {"train_dataset": loaded, "hidden_state_weight": 1.0, "layer_mapping": {2: 4}, "max_steps": 4}
+    trainer = make_trainer(task, **kwargs)
+    trainer.teacher.answer = None  # from here on nobody can ask it
+    trainer.train()
+    assert different_tensors(trainer.model.state_dict(), plain.model.state_dict()) == []
+
+
+def test_two_processes_share_the_work(tmp_path):
+    """Each asks about its half, and both learn from the whole."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        """
+import sys, torch
+from torch import distributed as dist
+torch.set_num_threads(1)
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.testing import tiny_task
+task, asked = tiny_task("token"), []
+count = lambda module, args, kwargs: asked.append(len(kwargs["input_ids"]))
+task.teacher.register_forward_pre_hook(count, with_kwargs=True)
+args = DistillationTrainingArguments(
+    sys.argv[1], use_cpu=True, ddp_backend="gloo", report_to="none", disable_tqdm=True, max_steps=2,
+    per_device_train_batch_size=4, teacher_batch_size=4, teacher_cache_dir=sys.argv[1] + "/cache",
+)
+trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
+asked.clear()
+trainer.train()
+both = [None, None]
+dist.all_gather_object(both, (sum(asked), {k: v.sum().item() for k, v in trainer.model.state_dict().items()}))
+assert [rows for rows, _ in both] == [27, 27], both  # 24 of 48, and 3 that tell whether padding matters
+assert both[0][1] == both[1][1]
+dist.destroy_process_group()
+"""
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    finished = subprocess.run(
+        [*command, str(script), str(tmp_path / "out")], capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_needs_without_indices_are_refused(tmp_path):
