@@ -16,9 +16,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.batching import run_without_padding
+from hf_distill.caching import collator_after_filling, make_keeper
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
-from hf_distill.preflight import align, as_loaded, can_drop_padding, dry_run
+from hf_distill.preflight import align, can_drop_padding, dry_run
 from hf_distill.refusals import (
     choose_losses,
     refuse_attention,
@@ -30,9 +31,7 @@ from hf_distill.refusals import (
 from hf_distill.reports.model_card import add_distillation_section
 from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
 from hf_distill.teachers.cached import column_names, stored_answers
-from hf_distill.teachers.keeper import CacheKeeper
-from hf_distill.teachers.loading import cache_dtype, load_teacher
-from hf_distill.teachers.rows import is_stream
+from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
 from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through, load_losses, save_losses
@@ -119,12 +118,7 @@ class DistillationTrainer(Trainer):
         refuse_without_meaning(self.head, self.losses, compute_loss_func)
         side = getattr(processing_class, "padding_side", "right")
         self.data_collator = TeacherAnswersCollator(self.data_collator, self.head, side)
-        self.cache_keeper: CacheKeeper | None = None
-        if getattr(args, "teacher_cache_dir", None) and self.teacher is not None and self.losses.teacher_needs:
-            self.cache_keeper = CacheKeeper(
-                args.teacher_cache_dir, self.teacher, self.head, self.label_names,  # type: ignore[attr-defined]
-                cache_dtype(args, args.device), args.teacher_cache_dtype,  # type: ignore[attr-defined]
-            )  # fmt: skip
+        self.cache_keeper = make_keeper(self)
         self._train_terms, self._eval_terms = TermLog(), TermLog()
         self._windows_to_log = 0
         self._window_counts: Tensor | None = None
@@ -255,43 +249,12 @@ class DistillationTrainer(Trainer):
             self.data_collator.cache = self.cache_keeper.cache(self.losses.teacher_needs)
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        training = description == "Training"
-        if self.cache_keeper is None or not (training or self.args.eval_with_teacher):
-            return super()._get_dataloader(dataset, description, *args, **kwargs)
-        sets = [dataset]
-        if training and self.args.eval_with_teacher and self.args.eval_strategy != "no":  # while the teacher is there
-            sets += self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        self.open_cache()
-        filled = [self._fill_cache(some, required=training and some is dataset) for some in sets if some is not None]
-        self.cache_keeper.release()
-        collator = self.data_collator
-        self.data_collator = replace(collator, required=filled[0])
+        own = self.data_collator
+        self.data_collator = collator_after_filling(self, dataset, training=description == "Training")
         try:
             return super()._get_dataloader(dataset, description, *args, **kwargs)
         finally:
-            self.data_collator = collator
-
-    def _fill_cache(self, dataset: Any, required: bool) -> bool:
-        """Ask about the rows of a dataset, unless it brings the answers, or is a stream that need not be cached."""
-        keeper: Any = self.cache_keeper
-        brought = getattr(dataset, "column_names", None) or ()
-        if set(column_names(keeper.needs)) <= set(brought) or (is_stream(dataset) and not required):
-            return False
-        rows, collate = as_loaded(self, dataset, self.data_collator.collator)
-        main = self.is_world_process_zero()
-        report = keeper.fill(
-            dataset,
-            rows,
-            collate,
-            batch_size=self.args.teacher_batch_size,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            progress=main and not self.args.disable_tqdm,
-            barrier=self.accelerator.wait_for_everyone,
-        )
-        if report is not None and main:
-            print(report.line(keeper.folder))
-        return True
+            self.data_collator = own
 
     # ---- Setting up ----
 

@@ -27,9 +27,12 @@ MAY_IMPORT = {
     "students": {"mapping", "heads"},
     "reports": {"functional", "activations", "losses"},
     "refusals": {"activations", "heads", "losses", "training_args"},
-    "preflight": {"activations", "alignment", "batch", "batching", "heads", "losses", "random_state", "teachers"},
+    "preflight": {
+        "activations", "alignment", "batch", "batching", "heads", "losses", "random_state", "teachers",
+    },
+    "caching": {"preflight", "teachers"},
     "trainer": {
-        "activations", "batch", "batching", "heads", "losses", "preflight", "refusals", "reports", "teachers",
+        "activations", "batch", "batching", "caching", "heads", "losses", "preflight", "refusals", "reports", "teachers",
         "term_log", "training_args", "wrapped_forward",
     },
     "__init__": {"losses", "mapping", "students", "teachers", "trainer", "training_args"},

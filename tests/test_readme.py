@@ -26,7 +26,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
         "accuracy": lambda p: {"accuracy": np.mean(p.predictions.argmax(-1) == p.label_ids)},
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for row in task.rows:  # of one length, so that the collator that no tokenizer means can stack them
         row.update(input_ids=(row["input_ids"] * 4)[:8], attention_mask=[1] * 8)
     for block in blocks:

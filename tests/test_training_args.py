@@ -29,6 +29,11 @@ SETTINGS = {
     "teacher_model_revision": "v2",
     "teacher_model_init_kwargs": {"dtype": "bfloat16", "attn_implementation": "eager"},
     "teacher_device": "cpu",
+    "teacher_dtype": "bfloat16",
+    "teacher_cache_dir": "cache",
+    "teacher_cache_dtype": "float32",
+    "teacher_batch_size": 8,
+    "padding_free": False,
     "eval_with_teacher": False,
 }
 
@@ -211,9 +216,24 @@ def test_changed_loss_fields_are_the_loss_settings_that_differ(base):
     about_the_teacher = {key: value for key, value in SETTINGS.items() if key.startswith(("teacher_", "eval_"))}
     assert changed_loss_fields(DistillationTrainingArguments(**base, **about_the_teacher)) == {}
     changed = changed_loss_fields(DistillationTrainingArguments(**base, **SETTINGS))
-    assert changed == {key: value for key, value in SETTINGS.items() if key not in about_the_teacher}
+    assert changed == {
+        key: value for key, value in SETTINGS.items() if key not in {*about_the_teacher, "padding_free"}
+    }
     assert changed_loss_fields(DistillationTrainingArguments(**base, beta=0.3)) == {"beta": 0.3}
 
 
 def test_settings_written_in_another_type_do_not_count_as_changed(base):
     assert changed_loss_fields(DistillationTrainingArguments(**base, temperature=2, soft_target_weight=1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"teacher_dtype": "int3"}, "teacher_dtype must be one of"),
+        ({"teacher_cache_dtype": "bfloat16"}, "teacher_cache_dtype must be one of"),
+        ({"teacher_batch_size": 0}, "teacher_batch_size must be at least 1"),
+    ],
+)
+def test_bad_settings_of_the_teacher_are_told_at_once(base, setting, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainingArguments(**base, **setting)

@@ -38,12 +38,11 @@ def cache_teacher_outputs(
 
     The columns are `teacher_logits`, `teacher_hidden_states_<index>` and `teacher_attentions_<index>`;
     [`DistillationTrainer`] learns from them without a teacher. The dataset can be saved and pushed to the Hub like
-    any other. The files in `cache_dir` are those of `teacher_cache_dir`: an interrupted call goes on where it was, and a
-    trainer with the same teacher finds them. For many hidden states prefer `teacher_cache_dir`, which reads them
-    without making Python lists of them.
+    any other. The files in `cache_dir` are those of `teacher_cache_dir`: an interrupted call goes on where it was.
+    For many hidden states prefer `teacher_cache_dir`, which reads them without making Python lists of them.
 
     Args:
-        dataset: Tokenised rows, or whatever `data_collator` takes. Columns that it cannot batch must be removed before.
+        dataset: Tokenised rows, or whatever `data_collator` takes; without columns that it cannot batch.
         teacher: A model with a head.
         needs: Outputs to keep; hidden states and attention maps by their indices.
         data_collator: Makes a batch of rows, as in training. It must not change rows at random.

@@ -1,0 +1,65 @@
+"""The trainer's side of the teacher cache: when it is filled, and with what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.preflight import as_loaded
+from hf_distill.teachers import TeacherAnswersCollator
+from hf_distill.teachers.cached import column_names
+from hf_distill.teachers.keeper import CacheKeeper
+from hf_distill.teachers.loading import cache_dtype
+from hf_distill.teachers.rows import is_stream
+
+if TYPE_CHECKING:
+    from hf_distill.trainer import DistillationTrainer
+
+
+def make_keeper(trainer: DistillationTrainer) -> CacheKeeper | None:
+    """Who keeps the answers, if there is a `teacher_cache_dir` and anything to keep."""
+    args, teacher = trainer.args, trainer.teacher
+    if not getattr(args, "teacher_cache_dir", None) or teacher is None or not trainer.losses.teacher_needs:
+        return None
+    dtype = cache_dtype(args, args.device)
+    labels = trainer.label_names
+    return CacheKeeper(args.teacher_cache_dir, teacher, trainer.head, labels, dtype, args.teacher_cache_dtype)
+
+
+def collator_after_filling(trainer: DistillationTrainer, dataset: Any, training: bool) -> TeacherAnswersCollator:
+    """The trainer's collator, after every row of the dataset is in the cache; from then on a row that is not is an
+    error.
+    """
+    keeper, collator, args = trainer.cache_keeper, trainer.data_collator, trainer.args
+    if keeper is None or not (training or args.eval_with_teacher):
+        return collator
+    trainer.open_cache()
+    required = _fill(trainer, keeper, dataset, stream_is_fine=not training)
+    if training and args.eval_with_teacher and args.eval_strategy != "no":  # while the teacher is there
+        several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+        for some in several.values():
+            _fill(trainer, keeper, some, stream_is_fine=True)
+    keeper.release()
+    return replace(collator, required=required)
+
+
+def _fill(trainer: DistillationTrainer, keeper: CacheKeeper, dataset: Any, stream_is_fine: bool) -> bool:
+    """Ask about the rows of a dataset, unless it brings the answers, or is a stream that need not be cached."""
+    brought = getattr(dataset, "column_names", None) or ()
+    if set(column_names(keeper.needs)) <= set(brought) or (is_stream(dataset) and stream_is_fine):
+        return False
+    rows, collate = as_loaded(trainer, dataset, trainer.data_collator.collator)
+    main = trainer.is_world_process_zero()
+    report = keeper.fill(
+        dataset,
+        rows,
+        collate,
+        batch_size=trainer.args.teacher_batch_size,
+        rank=trainer.accelerator.process_index,
+        world=trainer.accelerator.num_processes,
+        progress=main and not trainer.args.disable_tqdm,
+        barrier=trainer.accelerator.wait_for_everyone,
+    )
+    if report is not None and main:
+        print(report.line(keeper.folder))
+    return True
