@@ -1,4 +1,4 @@
-"""Peak memory of learning from a full teacher cache, of plain fine-tuning, and of the docs' recipe: one process each."""
+"""Peak memory of plain fine-tuning, the docs' recipe and learning from a teacher cache: a process for each."""
 
 from __future__ import annotations
 
