@@ -138,6 +138,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
+        trainer.padding_free = can_drop_padding(trainer, student)
 
 
 def _set_up(
@@ -165,13 +166,13 @@ def _set_up(
     return teacher
 
 
-def can_drop_padding(trainer: DistillationTrainer) -> bool:
+def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
     """Whether the student may be run on groups of rows of like length (`padding_free`), tried on the first rows.
 
     Raises:
         ValueError: If it was asked for and would change the result.
     """
-    args, student = trainer.args, trainer.model
+    args = trainer.args
     asked = getattr(args, "padding_free", None)
     wanted = args.device.type == "cpu" and not args.torch_compile if asked is None else asked
     inputs = sample_inputs(trainer) if wanted else None

@@ -19,7 +19,7 @@ from hf_distill.batching import run_without_padding
 from hf_distill.caching import collator_after_filling, make_keeper
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
-from hf_distill.preflight import align, can_drop_padding, dry_run
+from hf_distill.preflight import align, dry_run
 from hf_distill.refusals import (
     choose_losses,
     refuse_attention,
@@ -124,7 +124,6 @@ class DistillationTrainer(Trainer):
         self._window_counts: Tensor | None = None
         self.padding_free = False
         dry_run(self, self.model)
-        self.padding_free = can_drop_padding(self)
         refuse_compiled_projections(self)
 
     # ---- The main path ----

@@ -17,6 +17,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 from hf_distill import cache_teacher_outputs
 from hf_distill.activations import Needs
 from hf_distill.teachers import OnlineTeacher
+from hf_distill.teachers.cache import TeacherCache
 from hf_distill.teachers.keys import content_keys
 from hf_distill.teachers.store import AnswerStore
 from hf_distill.testing import TASKS, tiny_task
@@ -399,6 +400,17 @@ def test_the_files_open_with_datasets(make_trainer, tmp_path):
     assert len(rows[0]["teacher_logits"]) == 3
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TASKS)
+def test_on_a_gpu_the_teacher_is_released_and_nothing_changes(name, make_trainer, tmp_path):
+    options = {"use_cpu": False, "padding_free": name != "image", **EVERY_TERM}
+    plain, _ = run(make_trainer, tiny_task(name), use_cpu=False, padding_free=False, **EVERY_TERM)
+    cache = {"teacher_cache_dir": str(tmp_path / "cache"), "teacher_dtype": "float32"}
+    cached, _ = run(make_trainer, tiny_task(name), **options, **cache)
+    assert cached.teacher.model.device.type == "cpu"
+    assert different_tensors(cached.model.state_dict(), plain.model.state_dict(), 1e-4) == []
+
+
 @pytest.mark.parametrize("name", ["single_label", "token", "question_answering"])
 def test_answers_as_columns_train_like_the_teacher(name, make_trainer, tmp_path):
     """Also after a round through a saved dataset, as one that was pushed and loaded."""
@@ -455,9 +467,15 @@ dist.destroy_process_group()
     assert finished.returncode == 0, finished.stderr
 
 
-def test_needs_without_indices_are_refused(tmp_path):
-    from hf_distill.teachers.cache import TeacherCache
+def test_many_layers_do_not_make_a_name_too_long(tmp_path):
+    teacher = OnlineTeacher(tiny_task("single_label").teacher)
+    for layers in (4, 120):
+        cache = TeacherCache(tmp_path, teacher, "x", Needs(hidden_states=tuple(range(layers))), teacher.head)
+        assert len(cache.folder.name) < 255
+        cache.write_manifest()
 
+
+def test_needs_without_indices_are_refused(tmp_path):
     teacher = OnlineTeacher(tiny_task("single_label").teacher)
     with pytest.raises(ValueError, match="must name their indices"):
         TeacherCache(tmp_path, teacher, "x", Needs(hidden_states=True), teacher.head)

@@ -141,12 +141,12 @@ class TeacherCache:
 
     def _matching_folder(self) -> Path:
         """The folder for exactly these needs, or one that keeps more."""
-        own = self.home / _folder_name(column_names(self.needs), self.state_dtype)
+        own = self.home / _folder_name(self.needs, self.state_dtype)
         if own.is_dir() or not self.home.is_dir():
             return own
         for other in sorted(self.home.glob("*.*")):
-            columns, _, dtype = other.name.rpartition(".")
-            if dtype == self.state_dtype and set(column_names(self.needs)) <= set(columns.split("+")):
+            kept, _, dtype = other.name.rpartition(".")
+            if dtype == self.state_dtype and set(_short_names(self.needs)) <= set(kept.split("+")):
                 return other
         return own
 
@@ -214,8 +214,19 @@ def model_inputs(batch: Mapping[str, Any], label_names: Iterable[str]) -> dict[s
     return {k: v for k, v in batch.items() if not is_no_input(k) and k not in set(label_names)}
 
 
-def _folder_name(columns: Sequence[str], dtype: str) -> str:
-    return "+".join(columns) + f".{dtype}"
+def _short_names(needs: Needs) -> list[str]:
+    prefix = {"teacher_hidden_states_": "h", "teacher_attentions_": "a", TEACHER_LOGITS: "logits"}
+    names = []
+    for column in column_names(needs):
+        long = next(long for long in prefix if column.startswith(long))
+        names.append(prefix[long] + column.removeprefix(long))
+    return names
+
+
+def _folder_name(needs: Needs, dtype: str) -> str:
+    """`logits+h3+h6.float16`; a fingerprint where a file system would find that too long."""
+    readable = "+".join(_short_names(needs))
+    return f"{readable if len(readable) <= 200 else fingerprint(readable)}.{dtype}"
 
 
 def _write_json(path: Path, content: Any) -> None:
