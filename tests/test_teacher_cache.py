@@ -1,25 +1,15 @@
 """The teacher cache: the same training as with the teacher at hand, whatever happens to the process or the data."""
 
-import itertools
-import os
-import socket
-import subprocess
-import sys
-
 import datasets
-import numpy as np
 import pytest
 import torch
 from parity import different_tensors
-from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from hf_distill import cache_teacher_outputs
 from hf_distill.activations import Needs
 from hf_distill.teachers import OnlineTeacher
 from hf_distill.teachers.cache import TeacherCache
-from hf_distill.teachers.keys import content_keys
-from hf_distill.teachers.store import AnswerStore
 from hf_distill.testing import TASKS, tiny_task
 
 EVERY_TERM = {"hidden_state_weight": 1.0, "attention_weight": 1.0, "teacher_cache_dtype": "float32"}
@@ -246,149 +236,7 @@ def _inputs(task, rows):
     return {key: value for key, value in task.collate(rows).items() if key != "labels"}
 
 
-# ---- What happens to the process ----
-
-FILL = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from hf_distill import DistillationTrainer, DistillationTrainingArguments
-from hf_distill.teachers import fill
-from hf_distill.testing import tiny_task
-import time
-fill.FLUSH_SECONDS = 0.0
-task = tiny_task("token", rows=1000)
-forward = task.teacher.forward
-def slowly(*args, **kwargs):
-    time.sleep(0.02)
-    return forward(*args, **kwargs)
-slowly.__signature__ = __import__("inspect").signature(forward)
-task.teacher.forward = slowly
-args = DistillationTrainingArguments(
-    {out!r}, use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, hidden_state_weight=1.0,
-    teacher_cache_dir={cache!r}, teacher_batch_size=4, teacher_cache_dtype="float32",
-)
-trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
-print("ready", flush=True)
-trainer.train()
-"""
-
-
-# One process imports the libraries; its children fill the cache and are killed.
-KILL = """
-import os, random, signal, sys, time
-from hf_distill import DistillationTrainer, DistillationTrainingArguments
-generator = random.Random(0)
-for _ in range(20):
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.dup2(writer, 1)
-        try:
-            exec(compile({fill!r}, "fill", "exec"), {{"__name__": "fill"}})
-        finally:
-            os._exit(0)
-    os.close(writer)
-    assert os.read(reader, 5) == b"ready"
-    time.sleep(generator.uniform(0.0, 0.5))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(reader)
-    for folder, _, files in os.walk({cache!r}):
-        for file in sorted(files):
-            if file.endswith(".arrow"):
-                print(file, end=" ")
-    print(flush=True)
-"""
-
-
-def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
-    """Twenty kills while it is filled: what was on disk stays, and in the end every answer is the teacher's."""
-    cache = tmp_path / "cache"
-    fill = FILL.format(tests=os.path.dirname(__file__), out=str(tmp_path / "out"), cache=str(cache))
-    kill = KILL.format(fill=fill, cache=str(cache))
-
-    def python(script):
-        return subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
-        ).stdout
-
-    files = [set(line.split()) for line in python(kill).splitlines()]
-    assert len(files) == 20
-    assert all(before <= after for before, after in itertools.pairwise(files))  # nothing that was there is lost
-    columns = {"teacher_logits": "float32", "teacher_hidden_states_2": "float32", "teacher_hidden_states_4": "float32"}
-    (home,) = {file.parent for file in cache.rglob("*.arrow")}
-    known = len(AnswerStore(home, columns))
-    assert 0 < known < 1000
-    assert f"asked about {1000 - known} of 1,000 rows" in python(fill)
-
-    task, store = tiny_task("token", rows=1000), AnswerStore(home, columns)
-    where = store.find(content_keys(task.collate(task.rows), {"input_ids", "attention_mask"}))
-    assert (where >= 0).all()
-    for row, kept in zip(task.rows, store.read(where, "teacher_logits"), strict=True):
-        assert torch.allclose(kept, task.teacher(**_inputs(task, [row])).logits[0], atol=1e-5)
-
-
 # ---- The parts ----
-
-
-def test_keys_tell_content_from_padding():
-    task = tiny_task("single_label", rows=64)
-    names = {"input_ids", "attention_mask"}
-    keys = content_keys(task.collate(task.rows), names)
-    alone = np.concatenate([content_keys(task.collate([row]), names) for row in task.rows])
-    assert (keys == alone).all()
-    left = {key: nn.functional.pad(value, (7, 0)) for key, value in _inputs(task, task.rows).items()}
-    assert (content_keys(left, names) == keys).all()
-    assert len(np.unique(keys, axis=0)) == len({tuple(row["input_ids"]) for row in task.rows})
-
-
-@pytest.mark.parametrize("position", range(5))
-@pytest.mark.parametrize("bit", [0, 1, 15, 31])
-def test_keys_notice_every_single_change(position, bit):
-    inputs = {"input_ids": torch.arange(5)[None], "token_type_ids": torch.zeros(1, 5, dtype=torch.long)}
-    before = content_keys(inputs, inputs)
-    for name in inputs:
-        changed = {key: value.clone() for key, value in inputs.items()}
-        changed[name][0, position] ^= 1 << bit
-        assert (content_keys(changed, inputs) != before).all()
-
-
-def test_keys_notice_order_names_and_the_smallest_change_of_a_float():
-    ids = torch.tensor([[1, 2, 3]])
-    assert (
-        content_keys({"input_ids": ids}, {"input_ids"}) != content_keys({"input_ids": ids.flip(1)}, {"input_ids"})
-    ).all()
-    pixels = torch.randn(1, 3, 4, 4)
-    nudged = torch.nextafter(pixels, torch.tensor(9.0))
-    keys = [content_keys({"pixel_values": value}, {"pixel_values"}) for value in (pixels, nudged, pixels.clone())]
-    assert (keys[0] != keys[1]).all()
-    assert (keys[0] == keys[2]).all()
-
-
-def test_a_store_gives_back_what_was_written(tmp_path):
-    store = AnswerStore(tmp_path, {"teacher_logits": "float32", "teacher_hidden_states_1": "float16"})
-    rows = [torch.randn(n, 3) for n in (2, 5, 0)]
-    states = [torch.randn(n, 4).half() for n in (2, 5, 0)]
-    keys = np.arange(6, dtype=np.uint64).reshape(3, 2)
-    store.write(keys, {"teacher_logits": rows, "teacher_hidden_states_1": states})
-    opened = AnswerStore(tmp_path, store.columns)
-    where = opened.find(keys[::-1])
-    assert all(map(torch.equal, opened.read(where, "teacher_logits"), rows[::-1]))
-    assert all(map(torch.equal, opened.read(where, "teacher_hidden_states_1"), states[::-1]))
-    assert opened.find(np.array([[0, 2]], np.uint64)).tolist() == [-1]  # half a key is no key
-
-
-def test_half_written_and_foreign_files_are_never_read(tmp_path):
-    store = AnswerStore(tmp_path, {"teacher_logits": "float32"})
-    store.write(np.zeros((1, 2), np.uint64), {"teacher_logits": [torch.ones(3)]})
-    (whole,) = tmp_path.glob("*.arrow")
-    half = whole.read_bytes()[: whole.stat().st_size // 2]
-    (tmp_path / "x.arrow.unfinished").write_bytes(half)
-    assert len(AnswerStore(tmp_path, store.columns)) == 1
-    (tmp_path / "x.arrow").write_bytes(half)  # only a broken disk does this
-    with pytest.raises(ValueError, match="Delete it"):
-        AnswerStore(tmp_path, store.columns)
 
 
 def test_the_files_open_with_datasets(make_trainer, tmp_path):
@@ -428,43 +276,6 @@ def test_answers_as_columns_train_like_the_teacher(name, make_trainer, tmp_path)
     trainer.teacher.answer = None  # from here on nobody can ask it
     trainer.train()
     assert different_tensors(trainer.model.state_dict(), plain.model.state_dict()) == []
-
-
-def test_two_processes_share_the_work(tmp_path):
-    """Each asks about its half, and both learn from the whole."""
-    script = tmp_path / "two.py"
-    script.write_text(
-        """
-import sys, torch
-from torch import distributed as dist
-torch.set_num_threads(1)
-from hf_distill import DistillationTrainer, DistillationTrainingArguments
-from hf_distill.testing import tiny_task
-task, asked = tiny_task("token"), []
-count = lambda module, args, kwargs: asked.append(len(kwargs["input_ids"]))
-task.teacher.register_forward_pre_hook(count, with_kwargs=True)
-args = DistillationTrainingArguments(
-    sys.argv[1], use_cpu=True, ddp_backend="gloo", report_to="none", disable_tqdm=True, max_steps=2,
-    per_device_train_batch_size=4, teacher_batch_size=4, teacher_cache_dir=sys.argv[1] + "/cache",
-)
-trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
-asked.clear()
-trainer.train()
-both = [None, None]
-dist.all_gather_object(both, (sum(asked), {k: v.sum().item() for k, v in trainer.model.state_dict().items()}))
-assert [rows for rows, _ in both] == [27, 27], both  # 24 of 48, and 3 that tell whether padding matters
-assert both[0][1] == both[1][1]
-dist.destroy_process_group()
-"""
-    )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    finished = subprocess.run(
-        [*command, str(script), str(tmp_path / "out")], capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stderr
 
 
 def test_many_layers_do_not_make_a_name_too_long(tmp_path):
