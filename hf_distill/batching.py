@@ -21,7 +21,7 @@ from hf_distill.activations import Head
 _LOGITS = ("logits", "start_logits", "end_logits")
 _LAYERS = {"hidden_states": (1,), "attentions": (2, 3)}
 # What one group more costs, in tokens: calling every layer, and adding up the gradient of every weight, once more.
-# Measured on a CPU for 4 x 64 to 6 x 768; between 25 and 100 no difference was seen.
+# Measured on a CPU for 4 x 64 to 6 x 768: within 5 % of the best of 2 to 400 everywhere.
 OVERHEAD = 50.0
 
 
@@ -50,9 +50,9 @@ def split_by_length(lengths: Sequence[int], overhead: float) -> list[list[int]]:
 
 
 def real_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
-    """How many columns each row needs; `None` where padding is unknown, or not on the right alone.
+    """How many columns each row needs, counted from the left; `None` where padding is unknown.
 
-    Cutting columns on the left would move the positions of the others.
+    Padding on the left counts as needed: cutting it would move the positions of the others.
     """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is None or mask is None or ids.ndim != 2 or mask.shape != ids.shape:

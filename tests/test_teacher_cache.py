@@ -143,6 +143,19 @@ def test_other_needs_have_a_cache_of_their_own_and_fewer_needs_have_not(make_tra
     assert asked == [len(task.rows) + 3, 0, len(task.rows) + 3]
 
 
+def test_new_rows_keep_a_larger_cache_whole(make_trainer, tmp_path):
+    """A run that needs less may add rows to the cache of one that needs more, which then finds all it needs."""
+    task = tiny_task("single_label")
+    needs_more = {"hidden_state_weight": 1.0, "teacher_cache_dir": str(tmp_path / "cache"), "max_steps": 1}
+    make_trainer(task, train_dataset=task.rows[:20], **needs_more).train()
+    make_trainer(task, teacher_cache_dir=str(tmp_path / "cache"), max_steps=1).train()
+    teacher = Counting(task.teacher)
+    trainer = make_trainer(task, teacher_model=teacher, **needs_more)
+    before = teacher.rows
+    trainer.train()
+    assert teacher.rows == before
+
+
 def test_another_precision_has_a_cache_of_its_own(make_trainer, tmp_path, capsys):
     task = tiny_task("single_label")
     for dtype in ("float32", "bfloat16"):

@@ -26,10 +26,10 @@ from hf_distill.teachers import fill
 from hf_distill.testing import tiny_task
 import time
 fill.FLUSH_SECONDS = 0.0
-task = tiny_task("token", rows=1000)
+task = tiny_task("token", rows=1200)
 forward = task.teacher.forward
 def slowly(*args, **kwargs):
-    time.sleep(0.02)
+    time.sleep(0.04)  # twenty times half a second is not enough for all rows
     return forward(*args, **kwargs)
 slowly.__signature__ = __import__("inspect").signature(forward)
 task.teacher.forward = slowly
@@ -88,10 +88,10 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
     columns = {"teacher_logits": "float32", "teacher_hidden_states_2": "float32", "teacher_hidden_states_4": "float32"}
     (home,) = {file.parent for file in cache.rglob("*.arrow")}
     known = len(AnswerStore(home, columns))
-    assert 0 < known < 1000
-    assert f"asked about {1000 - known} of 1,000 rows" in python(fill)
+    assert 0 < known < 1200
+    assert f"asked about {1200 - known} of 1,200 rows" in python(fill)
 
-    task, store = tiny_task("token", rows=1000), AnswerStore(home, columns)
+    task, store = tiny_task("token", rows=1200), AnswerStore(home, columns)
     where = store.find(content_keys(task.collate(task.rows), {"input_ids", "attention_mask"}))
     assert (where >= 0).all()
     for row, kept in zip(task.rows, store.read(where, "teacher_logits"), strict=True):

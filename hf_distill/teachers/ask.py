@@ -13,7 +13,7 @@ from torch import nn
 from hf_distill.activations import Needs
 from hf_distill.heads import head_of
 from hf_distill.teachers.cache import Collate
-from hf_distill.teachers.cached import LABELS
+from hf_distill.teachers.cached import LABELS, column_names
 from hf_distill.teachers.keeper import CacheKeeper
 from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.rows import fetch, row_lengths
@@ -68,7 +68,7 @@ def cache_teacher_outputs(
     )  # fmt: skip
     if report is not None and progress:
         print(report.line(cache.folder))
-    rows: dict[str, list[Any]] = {name: [] for name in cache.store.columns}
+    rows: dict[str, list[Any]] = {name: [] for name in column_names(needs)}
     for start in range(0, len(row_lengths(dataset)), batch_size):
         features = fetch(dataset, range(start, min(start + batch_size, len(dataset))))
         where = cache.store.find(cache.keys(data_collator(features)))

@@ -36,7 +36,8 @@ class TeacherCache:
         folder: The directory of all caches; this one's folder in it is named after teacher, fingerprint and needs.
         teacher: The teacher. One that was loaded lazily is not loaded to look something up.
         teacher_fingerprint: Tells this teacher, at this precision, from any other ([`teacher_fingerprint`]).
-        needs: Outputs to keep, with explicit indices.
+        needs: Outputs to look up, with explicit indices. A folder that keeps more layers is used too, and goes on
+            keeping them (`kept`).
         head: Whose logits these are.
         label_names: Inputs that are labels, and so not part of what the teacher sees.
         state_dtype: Precision of stored hidden states and attention maps, `"float16"` or `"float32"`; logits are
@@ -60,8 +61,8 @@ class TeacherCache:
         self.teacher_name, self.needs, self.head, self.state_dtype = teacher.name, needs, head, state_dtype
         self._names = {name for name in teacher.input_names if name not in {*LABELS, *label_names}}
         self.home = teacher_folder(folder, teacher.name, teacher_fingerprint)
-        self.folder = self._matching_folder()
-        dtypes = {name: "float32" if name == TEACHER_LOGITS else state_dtype for name in column_names(needs)}
+        self.folder, self.kept = self._matching_folder()
+        dtypes = {name: "float32" if name == TEACHER_LOGITS else state_dtype for name in column_names(self.kept)}
         self.store = AnswerStore(self.folder, dtypes)
 
     def lookup(self, inputs: Mapping[str, Any], required: bool) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ class TeacherCache:
         if unknown:
             return {}
         spans, columns = real_spans(inputs), {}
-        for name in self.store.columns:
+        for name in column_names(self.needs):
             rows = self.store.read(positions, name)
             axes = length_axes(name, self.head, spans is not None)
             if axes and spans is not None:
@@ -101,14 +102,14 @@ class TeacherCache:
             ValueError: If a value does not fit into fp16.
         """
         spans = real_spans(inputs)
-        if spans is not None and spans.ndim > 2 and (self.needs.hidden_states or self.needs.attentions):
+        if spans is not None and spans.ndim > 2 and (self.kept.hidden_states or self.kept.attentions):
             raise ValueError(
                 "Hidden states and attention maps of multiple choice cannot be cached, only its logits. Leave out "
                 "teacher_cache_dir, or drop those losses."
             )
         return {
             name: self._unpadded(name, tensor.detach().to("cpu"), spans)
-            for name, tensor in answer_columns(answer, self.needs).items()
+            for name, tensor in answer_columns(answer, self.kept).items()
         }
 
     def _unpadded(self, name: str, batch: Tensor, spans: np.ndarray | None) -> list[Tensor]:
@@ -135,20 +136,19 @@ class TeacherCache:
         content = {"teacher": self.teacher_name, "state_dtype": self.state_dtype, **facts}
         _write_json(self.folder / MANIFEST, content)
 
-    def manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote, or nothing."""
-        return _read_json(self.folder / MANIFEST) or {}
-
-    def _matching_folder(self) -> Path:
-        """The folder for exactly these needs, or one that keeps more."""
+    def _matching_folder(self) -> tuple[Path, Needs]:
+        """The folder for exactly these needs, or one that keeps more layers; and what is kept there."""
         own = self.home / _folder_name(self.needs, self.state_dtype)
+        asked = set(_short_names(self.needs))
         if own.is_dir() or not self.home.is_dir():
-            return own
+            return own, self.needs
         for other in sorted(self.home.glob("*.*")):
-            kept, _, dtype = other.name.rpartition(".")
-            if dtype == self.state_dtype and set(_short_names(self.needs)) <= set(kept.split("+")):
-                return other
-        return own
+            readable, _, dtype = other.name.rpartition(".")
+            kept = set(readable.split("+"))
+            # Not for the sake of more attention maps: a teacher gives them only if a loss has asked.
+            if dtype == self.state_dtype and asked <= kept and not any(name[0] == "a" for name in kept - asked):
+                return other, _needs_of(kept)
+        return own, self.needs
 
 
 def teacher_folder(folder: str | os.PathLike[str], name: str, teacher_fingerprint: str) -> Path:
@@ -193,8 +193,7 @@ def write_shapes(home: Path, shapes: Shapes, length: int | None) -> None:
 
 
 def teacher_fingerprint(teacher: Teacher, dtype: torch.dtype) -> str:
-    """Tells a teacher at a precision from every other: by its weights, or by what it
-    says of itself.
+    """Tells a teacher at a precision from every other: by its weights, or by what it says of itself.
 
     Raises:
         ValueError: If the teacher is an object of the user's own without a `fingerprint`.
@@ -221,6 +220,15 @@ def _short_names(needs: Needs) -> list[str]:
         long = next(long for long in prefix if column.startswith(long))
         names.append(prefix[long] + column.removeprefix(long))
     return names
+
+
+def _needs_of(short_names: Iterable[str]) -> Needs:
+    """The reverse of `_short_names`."""
+    layers: dict[str, list[int]] = {"h": [], "a": []}
+    for name in short_names:
+        if name != "logits":
+            layers[name[0]].append(int(name[1:]))
+    return Needs("logits" in set(short_names), tuple(sorted(layers["h"])), tuple(sorted(layers["a"])))
 
 
 def _folder_name(needs: Needs, dtype: str) -> str:

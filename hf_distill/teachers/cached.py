@@ -104,7 +104,7 @@ class TeacherAnswersCollator:
         for column in columns:
             rows = [torch.as_tensor(row) for row in brought[column]]
             batch[column] = self._batched(column, [row.float() for row in rows], batch)
-        if self.cache is not None and not set(columns) >= set(self.cache.store.columns):
+        if self.cache is not None and not set(columns) >= set(column_names(self.cache.needs)):
             for column, answers in self.cache.lookup(batch, self.required).items():
                 batch.setdefault(column, answers)
         return batch

@@ -149,7 +149,7 @@ class Filler:
     ) -> None:
         for some in _groups_of_one_length(inputs) if one_length else [np.arange(len(rows))]:
             part = inputs if len(some) == len(rows) else self._inputs([rows[i] for i in some])
-            answer = self.ask(part, self.cache.needs, self.dtype)
+            answer = self.ask(part, self.cache.kept, self.dtype)
             pending.add(keys[some], self.cache.rows_of(answer, part))
 
     def _inputs(self, rows: list[Any]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Filler:
         """
         shortest, longest = fetch(dataset, [batches[-1][-1]])[0], fetch(dataset, [batches[0][0]])[0]
         alone, beside = self._inputs([shortest]), self._inputs([shortest, longest])
-        answers = [self.ask(inputs, self.cache.needs, self.dtype) for inputs in (alone, beside)]
+        answers = [self.ask(inputs, self.cache.kept, self.dtype) for inputs in (alone, beside)]
         rows = [self.cache.rows_of(a, inputs) for a, inputs in zip(answers, (alone, beside), strict=True)]
         return any(
             float((ours[0].float() - theirs[0].float()).norm() / theirs[0].float().norm().clamp(min=1e-6))
@@ -197,7 +197,7 @@ class Filler:
         if self.dtype == torch.float32:
             return None
         exact, reduced = (
-            answer_columns(self.ask(inputs, self.cache.needs, dtype), self.cache.needs)
+            answer_columns(self.ask(inputs, self.cache.kept, dtype), self.cache.kept)
             for dtype in (torch.float32, self.dtype)
         )
         errors = [(reduced[n].float() - exact[n].float()).norm() / exact[n].float().norm() for n in exact]
