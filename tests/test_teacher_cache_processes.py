@@ -26,12 +26,10 @@ from hf_distill.teachers import fill
 from hf_distill.testing import tiny_task
 import time
 fill.FLUSH_SECONDS = 0.0
-task = tiny_task("token", rows=1200)
-forward, told = task.teacher.forward, []
+task = tiny_task("token", rows=800)
+forward = task.teacher.forward
 def slowly(*args, **kwargs):
-    if not told:
-        told.append(print("ready", flush=True))  # the clock of the kill starts with the first question
-    time.sleep(0.04)
+    time.sleep(0.02)
     return forward(*args, **kwargs)
 slowly.__signature__ = __import__("inspect").signature(forward)
 task.teacher.forward = slowly
@@ -44,31 +42,28 @@ trainer.train()
 """
 
 
-# One process imports the libraries; its children fill the cache and are killed.
+# One process imports the libraries; its children fill the cache and are killed: each a random moment after it has
+# written a random number of files, so that no machine is too slow or too fast for it.
 KILL = """
-import os, random, signal, sys, time
+import os, pathlib, random, signal, time
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
-generator = random.Random(0)
+generator, cache = random.Random(0), pathlib.Path({cache!r})
+files = lambda: sorted(file.name for file in cache.rglob("*.arrow"))
 for _ in range(20):
-    reader, writer = os.pipe()
+    enough = len(files()) + generator.randrange(5)
     child = os.fork()
     if not child:
-        os.dup2(writer, 1)
         try:
             exec(compile({fill!r}, "fill", "exec"), {{"__name__": "fill"}})
         finally:
-            os._exit(0)
-    os.close(writer)
-    assert os.read(reader, 5) == b"ready"
-    time.sleep(generator.uniform(0.0, 1.0))
+            os._exit(1)
+    while len(files()) < enough:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the child ended by itself"
+        time.sleep(0.001)
+    time.sleep(generator.uniform(0.0, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    os.close(reader)
-    for folder, _, files in os.walk({cache!r}):
-        for file in sorted(files):
-            if file.endswith(".arrow"):
-                print(file, end=" ")
-    print(flush=True)
+    print("files", *files(), flush=True)
 """
 
 
@@ -83,16 +78,16 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
         ).stdout
 
-    files = [set(line.split()) for line in python(kill).splitlines()]
+    files = [set(line.split()[1:]) for line in python(kill).splitlines() if line.startswith("files")]
     assert len(files) == 20
     assert all(before <= after for before, after in itertools.pairwise(files))  # nothing that was there is lost
     columns = {"teacher_logits": "float32", "teacher_hidden_states_2": "float32", "teacher_hidden_states_4": "float32"}
     (home,) = {file.parent for file in cache.rglob("*.arrow")}
     known = len(AnswerStore(home, columns))
-    assert 0 < known < 1200
-    assert f"asked about {1200 - known} of 1,200 rows" in python(fill)
+    assert 0 < known < 800
+    assert f"asked about {800 - known} of 800 rows" in python(fill)
 
-    task, store = tiny_task("token", rows=1200), AnswerStore(home, columns)
+    task, store = tiny_task("token", rows=800), AnswerStore(home, columns)
     where = store.find(content_keys(task.collate(task.rows), {"input_ids", "attention_mask"}))
     assert (where >= 0).all()
     for row, kept in zip(task.rows, store.read(where, "teacher_logits"), strict=True):
