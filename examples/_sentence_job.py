@@ -34,8 +34,11 @@ class Job:
     search: bool = option(False, "Only search the students' settings on validation.")
 
     teacher: str | None = option(None, "Name or folder of an encoder; the MiniLM package if unset.")
-    teacher_epochs: int = option(2, "0 takes a teacher that is fine-tuned already as it is.")
-    teacher_learning_rate: float = option(5e-5, "Learning rate of the teacher.")
+    teacher_epochs: int = option(1, "0 takes a teacher that is fine-tuned already as it is.")
+    teacher_learning_rate: float = option(1e-4, "Learning rate of the teacher.")
+    teacher_refit: bool = option(
+        True, "Teach it the validation rows too; with --no_teacher_refit it is judged by them."
+    )
     teacher_seed: int = option(0, "Order of the teacher's training rows.")
 
     dataset: str | None = option(None, "Name or folder of a dataset; the movie sentences if unset.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 from _sentence_job import Job
 from _training import accuracy, train
-from datasets import Dataset, DatasetDict
-from safetensors import safe_open
-from safetensors.torch import save_file
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -29,21 +27,15 @@ from transformers import (
     set_seed,
 )
 
-from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill import DistillationTrainer, DistillationTrainingArguments, cache_teacher_outputs
 
 SETTINGS_FILE = "job_settings.json"
 
 
-def has_fast_bf16() -> bool:
-    """Whether this machine computes in bf16 itself; elsewhere bf16 is emulated and slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = Path("/proc/cpuinfo")
-    return cpu.is_file() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-
-
 def training_settings(folder: Path, epochs: float, learning_rate: float, **other: Any) -> dict[str, Any]:
-    """Arguments that teacher and students share: batches of like lengths, the best epoch wins."""
+    """Arguments that the students share, with each other and (but for the epochs) with the teacher: batches of like
+    lengths, the best epoch wins.
+    """
     return {
         "output_dir": str(folder),
         "num_train_epochs": epochs,
@@ -96,17 +88,14 @@ def store_teacher(
 
 
 def fine_tune_teacher(
-    name: str,
-    data: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: dict[str, Any],
+    name: str, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, job: Job, folder: Path, bf16: bool
 ) -> tuple[PreTrainedModel, list[float]]:
-    """A pretrained encoder with a classification head, and its validation accuracies.
+    """A pretrained encoder with a classification head, and its validation accuracies where it left those rows out.
 
-    With `num_train_epochs=0` the model is taken as it is; its classes must then be the data's.
+    With `teacher_epochs=0` the model is taken as it is; its classes must then be the data's.
     """
     names = data["train"].features["label"].names
-    if arguments["num_train_epochs"] == 0:
+    if job.teacher_epochs == 0:
         model = AutoModelForSequenceClassification.from_pretrained(name)
         classes = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
         generic = [f"label_{i}" for i in range(len(names))]
@@ -121,16 +110,25 @@ def fine_tune_teacher(
         label2id={label: i for i, label in enumerate(names)},
         ignore_mismatched_sizes=True,  # a head for other classes is replaced
     )
-    trainer = Trainer(
+    arguments = training_settings(
+        folder, job.teacher_epochs, job.teacher_learning_rate,
+        per_device_train_batch_size=job.batch_size, bf16=bf16, seed=job.teacher_seed,
+    ) | {
+        "train_sampling_strategy": "random",  # better than like lengths by a point; without padding as fast
+        "eval_strategy": "no" if job.teacher_refit else "epoch",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+    }  # fmt: skip
+    rows = concatenate_datasets([data["train"], data["validation"]]) if job.teacher_refit else data["train"]
+    trainer = DistillationTrainer(  # on labels alone it is Trainer, which computes no padding
         model,
-        TrainingArguments(**arguments),
-        train_dataset=data["train"],
+        DistillationTrainingArguments(**arguments, soft_target_weight=0.0, hard_label_weight=1.0),
+        train_dataset=rows,
         eval_dataset=data["validation"],
         processing_class=tokenizer,
         compute_metrics=accuracy,
     )
-    accuracies = train(trainer)
-    return model, accuracies
+    return model, train(trainer)
 
 
 def answers(
@@ -158,34 +156,33 @@ def answers(
     return torch.from_numpy(logits)
 
 
-def teacher_answers(
-    file: Path,
-    settings: dict[str, Any],
-    teacher: PreTrainedModel,
-    data: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[dict[str, torch.Tensor], bool]:
-    """The teacher's logits for every split, asked once and kept; and whether they were there."""
-    key = json.dumps(settings, sort_keys=True)
-    if file.is_file():
-        with safe_open(str(file), "pt") as kept:
-            if (kept.metadata() or {}).get("settings") == key:
-                return {split: kept.get_tensor(split) for split in data}, True
-    logits = {split: answers(teacher, part, tokenizer, settings["bf16"]) for split, part in data.items()}
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    save_file(logits, unfinished, metadata={"settings": key})
-    os.replace(unfinished, file)
-    return logits, False
+def with_teacher_logits(
+    data: DatasetDict, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, bf16: bool
+) -> DatasetDict:
+    """Every split with the column `teacher_logits`; the teacher is asked about what `folder` does not know yet."""
+
+    def asked(part: Dataset) -> Dataset:
+        columns = [c for c in part.column_names if c in tokenizer.model_input_names]
+        answered = cache_teacher_outputs(
+            part.select_columns(columns),
+            teacher,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            cache_dir=folder,
+            batch_size=64,
+            dtype="bfloat16" if bf16 else "float32",
+        )
+        return part.add_column("teacher_logits", answered["teacher_logits"][:])
+
+    return DatasetDict({split: asked(part) for split, part in data.items()})
 
 
 @dataclass
 class Lesson:
-    """All that a student learns from; the data's train and validation have `teacher_logits`."""
+    """All that a student learns from; every split of the data has `teacher_logits`."""
 
     teacher: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     data: DatasetDict
-    logits: dict[str, torch.Tensor]
 
 
 def new_student(job: Job, lesson: Lesson, seed: int) -> PreTrainedModel:

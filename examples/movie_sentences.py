@@ -37,12 +37,10 @@ from _sentence_models import (
     answers,
     fine_tune_teacher,
     fingerprint,
-    has_fast_bf16,
     store_teacher,
     stored_teacher,
-    teacher_answers,
     train_student,
-    training_settings,
+    with_teacher_logits,
 )
 from _sentence_search import search
 from datasets import DatasetDict
@@ -55,6 +53,7 @@ from transformers import (
 )
 
 from hf_distill import DistillationTrainer
+from hf_distill.teachers.loading import has_fast_bf16
 
 FOLDERS = {DISTILLED: "student", LABELS_ONLY: "student_without_teacher"}
 
@@ -83,14 +82,15 @@ def prepare_data(job: Job, tokenizer: PreTrainedTokenizerBase, say: Clock) -> Da
 
 def get_teacher(
     job: Job, name: str, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, say: Clock
-) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-    """The fine-tuned teacher and its logits for every split, from an earlier run where possible."""
-    folder, bf16 = Path(job.output_dir), has_fast_bf16()
+) -> tuple[PreTrainedModel, DatasetDict]:
+    """The fine-tuned teacher and the data with its logits, from an earlier run where possible."""
+    folder, bf16 = Path(job.output_dir), has_fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
     settings = {
         "teacher": job.teacher or Path(name).parent.name,
         "data": fingerprint(data),
         "epochs": job.teacher_epochs,
         "learning_rate": job.teacher_learning_rate,
+        "refit": job.teacher_refit,
         "seed": job.teacher_seed,
         "batch_size": job.batch_size,
         "max_length": job.max_length,
@@ -102,24 +102,19 @@ def get_teacher(
     else:
         say(f"teacher: fine-tuning {settings['teacher']} in {'bf16' if bf16 else 'fp32'}")
         with tempfile.TemporaryDirectory(dir=folder) as runs:
-            arguments = training_settings(
-                Path(runs), job.teacher_epochs, job.teacher_learning_rate,
-                per_device_train_batch_size=job.batch_size, bf16=bf16, seed=job.teacher_seed,
-            )  # fmt: skip
-            teacher, accuracies = fine_tune_teacher(name, data, tokenizer, arguments)
+            teacher, accuracies = fine_tune_teacher(name, data, tokenizer, job, Path(runs), bf16)
         store_teacher(folder / "teacher", settings, teacher, tokenizer)
-        say(f"teacher: saved; validation accuracy after each epoch {percents(accuracies)}")
-    # In the teacher's own folder: whatever replaces the teacher removes its answers too.
-    file = folder / "teacher" / "logits.safetensors"
-    logits, kept = teacher_answers(file, settings, teacher, data, tokenizer)
-    say(f"teacher: logits of all rows {'reused' if kept else 'computed once'}")
-    return teacher, logits
+        note = f"; validation accuracy after each epoch {percents(accuracies)}" if accuracies else ""
+        say(f"teacher: saved{note}")
+    data = with_teacher_logits(data, teacher, tokenizer, folder / "teacher_answers", bf16)
+    say("teacher: its logits are a column of the data")
+    return teacher, data
 
 
 def run_students(job: Job, lesson: Lesson, say: Clock) -> tuple[list[Result], dict[str, list[list[float]]]]:
     """Both students for every seed; their lines of the table and their validation accuracies."""
     test = lesson.data["test"]
-    labels, teacher_answer = torch.tensor(test["label"]), lesson.logits["test"].argmax(-1)
+    labels, teacher_answer = torch.tensor(test["label"]), torch.tensor(test["teacher_logits"]).argmax(-1)
     results = {name: Result(name, []) for name in (DISTILLED, LABELS_ONLY)}
     curves: dict[str, list[list[float]]] = {name: [] for name in results}
     for seed in range(job.seeds):
@@ -210,14 +205,13 @@ def main() -> None:
     Path(job.output_dir).mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=job.max_length)
     data = prepare_data(job, tokenizer, say)
-    teacher, logits = get_teacher(job, name, data, tokenizer, say)
-    for split in ("train", "validation"):
-        data[split] = data[split].add_column("teacher_logits", logits[split].tolist())
-    lesson = Lesson(teacher, tokenizer, data, logits)
+    teacher, data = get_teacher(job, name, data, tokenizer, say)
+    lesson = Lesson(teacher, tokenizer, data)
     if job.search:
         search(job, lesson, say)
         return
-    labels, answer = torch.tensor(data["test"]["label"]), logits["test"].argmax(-1)
+    labels = torch.tensor(data["test"]["label"])
+    answer = torch.tensor(data["test"]["teacher_logits"]).argmax(-1)
     line = Result("teacher", [(answer == labels).double().mean().item()])
     measure(line, teacher, Path(job.output_dir) / "teacher", data, tokenizer)
     lines, curves = run_students(job, lesson, say)
