@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+import transformers
 from parity import different_tensors
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedTokenizerFast
 
@@ -206,3 +207,67 @@ def _words():
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer
+
+
+def unlike_others(kind):
+    """Small models whose blocks are found, or end, in different ways."""
+    sizes = {"num_hidden_layers": 5, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    labels = {"vocab_size": 37, "num_labels": 3, "pad_token_id": 0}
+    if kind == "gpt2":  # a norm after the last block
+        config = transformers.GPT2Config(n_layer=5, n_embd=16, n_head=2, **labels)
+        return transformers.GPT2ForSequenceClassification(config)
+    if kind == "distilbert":
+        config = transformers.DistilBertConfig(n_layers=5, dim=16, n_heads=2, hidden_dim=32, **labels)
+        return transformers.DistilBertForSequenceClassification(config)
+    if kind == "albert":  # one block's weights, five times
+        return transformers.AlbertForSequenceClassification(transformers.AlbertConfig(**sizes, **labels))
+    names = {"bert": "Bert", "deberta": "DebertaV2", "llama": "Llama", "modernbert": "ModernBert"}
+    config = getattr(transformers, f"{names[kind]}Config")(**sizes, **labels)
+    config.global_attn_every_n_layers = 2  # read by ModernBERT
+    return getattr(transformers, f"{names[kind]}ForSequenceClassification")(config)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "deberta", "modernbert", "gpt2", "llama", "albert"])
+def test_blocks_that_no_loss_reads_are_not_run(kind):
+    model = unlike_others(kind).eval()
+    inputs = {"input_ids": torch.randint(1, 37, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True).hidden_states
+    blocks = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 5), [])
+    ran = []
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    teacher = OnlineTeacher(model)
+    for last in (2, 5, 2):  # the first question proves it; what another needs is not cut
+        for _ in range(2):
+            ran.clear()
+            answer = teacher(inputs, Needs(hidden_states=(0, last)))
+            assert torch.equal(answer.hidden_states[last], expected[last])
+            assert torch.equal(answer.hidden_states[0], expected[0])
+        assert ran == ([0, 1, 2] if last == 2 else [0, 1, 2, 3, 4]) or kind == "albert"
+    ran.clear()
+    assert teacher(inputs, Needs(logits=True, hidden_states=(2,))).logits is not None
+    assert ran == [0, 1, 2, 3, 4] or kind == "albert"
+    assert list(before) == list(model.state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_block_that_others_wait_for_is_run():
+    """A model that looks back from the end is run whole."""
+
+    class FromTheEnd(transformers.BertForSequenceClassification):
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            shift = float(len(self.bert.encoder.layer))
+            outputs.hidden_states = tuple(None if state is None else state + shift for state in outputs.hidden_states)
+            return outputs
+
+    config = unlike_others("bert").config
+    inputs = {"input_ids": torch.randint(1, 37, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}
+    model = FromTheEnd(config).eval()
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True).hidden_states[1]
+    teacher = OnlineTeacher(model)
+    for _ in range(3):
+        assert torch.equal(teacher(inputs, Needs(hidden_states=(1,))).hidden_states[1], expected)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_distill.activations import Activations, Needs
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
+from hf_distill.teachers.shortened import Shortener
 
 
 class OnlineTeacher:
@@ -18,7 +19,7 @@ class OnlineTeacher:
 
     It is never wrapped, prepared or registered with Accelerate, and never part of the student: it appears in no
     checkpoint. A model that is quantised or spread by `device_map` stays where it is; batches travel to it and its
-    answers back.
+    answers back. Where the losses read no logits, blocks above the last one that they read are not run (but for one).
 
     Args:
         model: The teacher. Its parameters stop requiring gradients.
@@ -41,6 +42,7 @@ class OnlineTeacher:
         self.dtype = dtype
         self.input_names, self._accepts_any = forward_parameters(model)
         self._device = None if device is None or _is_placed(model) else torch.device(device)
+        self._shortener = Shortener(getattr(self.config, "num_hidden_layers", None))
         self.load()
 
     def __call__(self, inputs: Mapping[str, Any], needs: Needs) -> Activations:
@@ -57,10 +59,13 @@ class OnlineTeacher:
             extra["use_cache"] = False
         moved = {key: _to(value, device, own_dtype) for key, value in self.readable(inputs).items()}
         reduced = dtype is not None and dtype != own_dtype and own_dtype == torch.float32
-        with torch.autocast(device.type, dtype, enabled=reduced):
-            outputs = self.model(**moved, **extra)
+
+        def forward() -> Activations:
+            with torch.autocast(device.type, dtype, enabled=reduced):
+                return Activations.from_outputs(self.model(**moved, **extra), self.head, needs)
+
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-        answer = Activations.from_outputs(outputs, self.head, needs)
+        answer = self._shortener.run(self.model, needs, forward)
         answer.logits = None if answer.logits is None else answer.logits.to(source)
         answer.hidden_states = {index: state.to(source) for index, state in answer.hidden_states.items()}
         answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
