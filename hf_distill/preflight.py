@@ -25,7 +25,7 @@ from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
 from hf_distill.losses import LossTerms, hard_label_names
 from hf_distill.random_state import preserved_random_state
-from hf_distill.teachers import TEACHER_LOGITS, OnlineTeacher, Teacher
+from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def align(
         revision: Which revision of the teacher to load it from.
     """
     head = head_of(student)
+    for member in getattr(teacher, "members", ())[1:]:  # of an ensemble: each must agree as the first must
+        align(student, member, ours, theirs, revision)
     if teacher is None or teacher.config is None:
         return head, Alignment()
     config = core_model(student).config
@@ -115,8 +117,8 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
     losses, inputs, trains = trainer.losses, sample_inputs(trainer), trainer.train_dataset is not None
     if losses.student_needs.attentions:
         use_eager_attention(student)
-    if losses.teacher_needs.attentions and isinstance(trainer.teacher, OnlineTeacher):
-        use_eager_attention(trainer.teacher.model)
+    if losses.teacher_needs.attentions and isinstance(trainer.teacher, LocalTeacher):
+        trainer.teacher.use_eager_attention()
     if inputs is None and losses.student_needs.hidden_states:
         inputs = dict(getattr(student, "dummy_inputs", None) or {})
         trains = False

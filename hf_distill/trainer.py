@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,8 @@ class DistillationTrainer(Trainer):
         model: The student.
         args: [`DistillationTrainingArguments`], or plain `TrainingArguments` for the default losses.
         compute_loss_func: Replaces the hard-label term.
-        teacher_model: A model, a path or Hub name (loaded with the student's task class), or a [`Teacher`].
+        teacher_model: A model, a path or Hub name (loaded with the student's task class), a list
+            of these, or a [`Teacher`].
         losses: Name -> [`DistillationLoss`]; replaces all default terms, the one on hard labels too.
         teacher_processing_class: The teacher's tokenizer or image processor; loaded from beside its weights if
             left out.
@@ -89,7 +90,7 @@ class DistillationTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        teacher_model: nn.Module | Teacher | str | os.PathLike[str] | None = None,
+        teacher_model: nn.Module | Teacher | str | os.PathLike[str] | Sequence[Any] | None = None,
         losses: Mapping[str, DistillationLoss] | None = None,
         teacher_processing_class: Any = None,
     ) -> None:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "term_log": set(),
     "heads": {"activations"},
     "losses": {"functional", "activations", "batch", "mapping", "projection"},
-    "teachers": {"activations", "batching", "heads", "random_state"},
+    "teachers": {"activations", "alignment", "batching", "heads", "random_state"},
     "alignment": {"activations"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},

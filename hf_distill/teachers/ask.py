@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from hf_distill.activations import Needs
-from hf_distill.heads import head_of
 from hf_distill.teachers.cache import Collate
 from hf_distill.teachers.cached import LABELS, column_names
+from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.keeper import CacheKeeper
 from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.rows import fetch, row_lengths
@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def cache_teacher_outputs(
     dataset: datasets.Dataset,
-    teacher: nn.Module | OnlineTeacher,
+    teacher: nn.Module | OnlineTeacher | EnsembleTeacher,
     needs: Needs = Needs(logits=True),  # noqa: B008 (frozen)
     *,
     data_collator: Collate,
@@ -43,7 +43,7 @@ def cache_teacher_outputs(
 
     Args:
         dataset: Tokenised rows, or whatever `data_collator` takes; without columns that it cannot batch.
-        teacher: A model with a head.
+        teacher: A model with a head, or several as an [`EnsembleTeacher`].
         needs: Outputs to keep; hidden states and attention maps by their indices.
         data_collator: Makes a batch of rows, as in training. It must not change rows at random.
         cache_dir: Where the answers are kept.
@@ -58,9 +58,9 @@ def cache_teacher_outputs(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {tuple(_DTYPES)}, got {dtype!r}.")
-    asked = teacher if isinstance(teacher, OnlineTeacher) else OnlineTeacher(teacher)
+    asked = teacher if isinstance(teacher, OnlineTeacher | EnsembleTeacher) else OnlineTeacher(teacher)
     labels = [*label_names, "start_positions", "end_positions"]
-    keeper = CacheKeeper(str(cache_dir), asked, head_of(asked.model), labels, _DTYPES[dtype], state_dtype)
+    keeper = CacheKeeper(str(cache_dir), asked, asked.head, labels, _DTYPES[dtype], state_dtype)
     cache = keeper.cache(needs)
     report = keeper.fill(
         dataset, dataset, data_collator, batch_size=batch_size, rank=0, world=1, progress=progress,

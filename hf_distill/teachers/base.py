@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from hf_distill.activations import Activations, Needs
 
 
@@ -25,4 +27,21 @@ class Teacher(Protocol):
 
     def __call__(self, inputs: Mapping[str, Any], needs: Needs) -> Activations:
         """What is needed for one batch, on the batch's device, without gradients; logits as in [`Head.answers`]."""
+        ...
+
+
+@runtime_checkable
+class LocalTeacher(Teacher, Protocol):
+    """A teacher whose model is here: asked in any precision, and moved out of the way between questions."""
+
+    def answer(self, inputs: Mapping[str, Any], needs: Needs, dtype: torch.dtype | None = None) -> Activations:
+        """As a call, computed in `dtype`."""
+        ...
+
+    def release(self) -> None:
+        """Make room on the accelerator until the next question."""
+        ...
+
+    def use_eager_attention(self) -> None:
+        """Make the model return its attention maps."""
         ...

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.activations import Activations, Head, Needs, Shapes, token_mask
-from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.base import LocalTeacher, Teacher
 from hf_distill.teachers.cache import (
     Collate,
     TeacherCache,
@@ -19,7 +19,6 @@ from hf_distill.teachers.cache import (
     write_shapes,
 )
 from hf_distill.teachers.fill import Filler, FillReport
-from hf_distill.teachers.online import OnlineTeacher
 
 
 class CacheKeeper:
@@ -110,11 +109,11 @@ class CacheKeeper:
 
     def release(self) -> None:
         """The teacher has said all there is to say for now."""
-        if isinstance(self.teacher, OnlineTeacher):
+        if isinstance(self.teacher, LocalTeacher):
             self.teacher.release()
 
     def _ask(self, inputs: Mapping[str, Any], needs: Needs, dtype: torch.dtype) -> Activations:
-        if isinstance(self.teacher, OnlineTeacher):
+        if isinstance(self.teacher, LocalTeacher):
             return self.teacher.answer(inputs, needs, dtype)
         return self.teacher(inputs, needs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from hf_distill.heads import core_model, task_class
 from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.fingerprint import files_fingerprint
 from hf_distill.teachers.online import LazyTeacher, OnlineTeacher
 
@@ -25,15 +27,15 @@ _DTYPES: dict[str, torch.dtype | None] = {
 
 
 def load_teacher(
-    teacher: nn.Module | Teacher | str | os.PathLike[str] | None,
+    teacher: nn.Module | Teacher | str | os.PathLike[str] | Sequence[Any] | None,
     args: TrainingArguments,
     student: nn.Module,
     device: torch.device,
 ) -> Teacher | None:
     """The teacher as an object that answers, or `None` if none was given.
 
-    A name or path loads the student's task class. A name runs no code from the Hub unless
-    `teacher_model_init_kwargs={"trust_remote_code": True}` allows it.
+    A name or path loads the student's task class, several make an [`EnsembleTeacher`]. A name runs no code from the
+    Hub unless `teacher_model_init_kwargs={"trust_remote_code": True}` allows it.
 
     Raises:
         ValueError: If the teacher is named twice, is no teacher, or is the student itself.
@@ -53,11 +55,14 @@ def load_teacher(
     if isinstance(teacher, nn.Module):
         _refuse_shared(student, teacher)
         return OnlineTeacher(teacher, device, dtype=dtype)
+    if isinstance(teacher, (list, tuple)):
+        members: list[Any] = [load_teacher(member, args, student, device) for member in teacher]
+        return EnsembleTeacher(members)
     if isinstance(teacher, Teacher):
         return teacher
     raise ValueError(
-        "teacher_model must be a model, a path or Hub name, or a Teacher (see hf_distill.teachers.Teacher), got "
-        f"{type(teacher).__name__}."
+        "teacher_model must be a model, a path or Hub name, a list of these, or a Teacher (see "
+        f"hf_distill.teachers.Teacher), got {type(teacher).__name__}."
     )
 
 

@@ -81,6 +81,10 @@ class OnlineTeacher:
         if self._device is not None and self._device.type != "cpu":
             self.model.to("cpu")
 
+    def use_eager_attention(self) -> None:
+        """Make the model return its attention maps."""
+        use_eager_attention(self.model)
+
     def fingerprint(self) -> str:
         """Changes with any weight and any setting that decides answers."""
         return fingerprint(weights_fingerprint(self.model), config_fingerprint(self.config))
