@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=16)
     options = parser.parse_args()
+    options.vocabulary = 30_522
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         options.teacher_path = Path(scratch) / "teacher"

@@ -29,13 +29,13 @@ TEMPERATURE, SOFT, HARD = 2.0, 1.0, 0.5
 SHAPES = {"12x768": (12, 768, 12), "6x768": (6, 768, 12), "4x312": (4, 312, 12), "2x128": (2, 128, 2)}
 
 
-def model(shape: str, seed: int) -> BertForSequenceClassification:
+def model(shape: str, seed: int, vocabulary: int = 30_522) -> BertForSequenceClassification:
     """A BERT classifier with random weights, confident enough for soft targets to matter."""
     layers, width, heads = SHAPES[shape]
     torch.manual_seed(seed)
     config = BertConfig(
-        num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
+        vocab_size=vocabulary, num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
+        intermediate_size=4 * width, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
         problem_type="single_label_classification",
     )  # fmt: skip
     built = BertForSequenceClassification(config)
@@ -43,12 +43,13 @@ def model(shape: str, seed: int) -> BertForSequenceClassification:
     return built
 
 
-def rows(count: int) -> list[dict[str, Any]]:
-    """10 to 128 tokens, log-normal, about 30 in the mean."""
+def rows(count: int, length: float = 1.0, vocabulary: int = 30_522) -> list[dict[str, Any]]:
+    """10 to 128 tokens, log-normal, about 30 in the mean; `length` times as many."""
     random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(np.log(25), 0.6, count), 10, 128).astype(int)
+    lengths = (length * np.clip(random.lognormal(np.log(25), 0.6, count), 10, 128)).astype(int)
     return [
-        {"input_ids": random.integers(1000, 30000, n).tolist(), "labels": int(random.integers(3))} for n in lengths
+        {"input_ids": random.integers(1000, vocabulary, n).tolist(), "labels": int(random.integers(3))}
+        for n in lengths
     ]
 
 
@@ -88,7 +89,7 @@ def train(
             "per_device_train_batch_size": options.batch_size, "logging_strategy": "no", "save_strategy": "no",
             "report_to": "none", "disable_tqdm": True,
         }  # fmt: skip
-        student = model(options.student, seed=1)
+        student = model(options.student, seed=1, vocabulary=options.vocabulary)
         start = time.process_time()
         if variant in ("docs", "plain"):
             kind = DocsTrainer if variant == "docs" else Trainer
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--teacher", choices=SHAPES, default="12x768")
     parser.add_argument("--student", choices=SHAPES, default="4x312")
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--vocabulary", type=int, default=30_522)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
@@ -130,9 +132,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    data, seconds, curves = rows(options.rows), {name: [] for name in options.variants}, {}
+    data = rows(options.rows, vocabulary=options.vocabulary)
+    seconds: dict[str, list[float]] = {name: [] for name in options.variants}
+    curves: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        teacher = model(options.teacher, seed=2).requires_grad_(False)
+        teacher = model(options.teacher, 2, options.vocabulary).requires_grad_(False)
         options.teacher_path = Path(scratch) / "teacher"
         teacher.save_pretrained(options.teacher_path)
         for _ in range(options.rounds):
