@@ -2,6 +2,7 @@
 
 from hf_distill.losses import DistillationLoss
 from hf_distill.mapping import LayerMapping
+from hf_distill.schedules import Schedule
 from hf_distill.students import create_student
 from hf_distill.teachers import cache_teacher_outputs
 from hf_distill.trainer import DistillationTrainer
@@ -14,6 +15,7 @@ __all__ = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "LayerMapping",
+    "Schedule",
     "__version__",
     "cache_teacher_outputs",
     "create_student",

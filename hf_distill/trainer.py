@@ -29,6 +29,7 @@ from hf_distill.refusals import (
     refuse_without_meaning,
 )
 from hf_distill.reports.model_card import add_distillation_section
+from hf_distill.schedules import Moment
 from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
 from hf_distill.teachers.cached import column_names, stored_answers
 from hf_distill.teachers.loading import load_teacher
@@ -309,6 +310,7 @@ class DistillationTrainer(Trainer):
             if self.args.average_tokens_across_devices:
                 counts = self.accelerator.reduce(counts, reduction="sum")
             self._window_counts = counts
+            self.losses.at(Moment.of(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0))
             self._windows_to_log += 1
             num_items = counts[0] if num_items is None else num_items
         return batches, num_items

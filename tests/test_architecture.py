@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "batch": {"activations"},
     "batching": {"activations"},
     "random_state": set(),
+    "schedules": set(),
     "term_log": set(),
     "heads": {"activations"},
-    "losses": {"functional", "activations", "batch", "mapping", "projection"},
+    "losses": {"functional", "activations", "batch", "mapping", "projection", "schedules"},
     "teachers": {"activations", "alignment", "batching", "heads", "random_state"},
     "alignment": {"activations"},
     "training_args": {"losses", "mapping"},
@@ -33,12 +34,12 @@ MAY_IMPORT = {
     "caching": {"preflight", "teachers"},
     "trainer": {
         "activations", "batch", "batching", "caching", "heads", "losses", "preflight", "refusals", "reports",
-        "teachers", "term_log", "training_args", "wrapped_forward",
+        "schedules", "teachers", "term_log", "training_args", "wrapped_forward",
     },
-    "__init__": {"losses", "mapping", "students", "teachers", "trainer", "training_args"},
+    "__init__": {"losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args"},
     "testing": {"activations", "batch", "losses"},
 }  # fmt: skip
-TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "term_log")
+TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "schedules", "term_log")
 
 
 def imports(path):

@@ -13,6 +13,7 @@ from hf_distill.batch import Batch
 from hf_distill.functional import at_least_fp32, attention_kl_divergence
 from hf_distill.losses.base import DistillationLoss
 from hf_distill.mapping import LayerMapping
+from hf_distill.schedules import Schedule
 
 ATTENTION_DISTANCES = ("mse", "kl")
 
@@ -49,7 +50,7 @@ class AttentionLoss(DistillationLoss):
         self,
         layer_mapping: LayerMapping | Mapping[int, int] | str = "uniform",
         distance: Literal["mse", "kl"] = "mse",
-        weight: float = 1.0,
+        weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(weight)
         if distance not in ATTENTION_DISTANCES:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_distill.activations import Activations, Needs, Shapes
 from hf_distill.batch import Batch, Over
+from hf_distill.schedules import Moment, Schedule
 
 
 class DistillationLoss(nn.Module):
@@ -30,7 +32,7 @@ class DistillationLoss(nn.Module):
     the student, and stay out of its weights.
 
     Args:
-        weight: Factor of this term in the sum; at least 0.
+        weight: Factor of this term in the sum, at least 0; a number or a [`Schedule`].
 
     Attributes:
         student_needs: What the loss reads from the student. Hidden-state indices may be known only after [`setup`];
@@ -50,11 +52,40 @@ class DistillationLoss(nn.Module):
     needs_distributions: bool = False
     citation: str = ""
 
-    def __init__(self, weight: float = 1.0) -> None:
+    weight: float
+
+    def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"{type(self).__name__}: weight must be a finite number of at least 0, got {weight!r}.")
-        self.weight = float(weight)
+        self._schedules: dict[str, Schedule] = {}
+        for value in self.schedule("weight", weight):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{type(self).__name__}: weight must be a finite number of at least 0, got {weight!r}."
+                )
+
+    def schedule(self, name: str, value: Any) -> tuple[Any, ...]:
+        """Make the attribute `name` a number, or what a [`Schedule`] says at each moment; the values to check."""
+        if not isinstance(value, Schedule):
+            setattr(self, name, float(value) if name == "weight" and isinstance(value, int) else value)
+            return (value,)
+        self._schedules[name] = value
+        setattr(self, name, value(Moment()))
+        return value.values
+
+    def at(self, moment: Moment) -> None:
+        """Give scheduled numbers their values of this moment."""
+        for name, schedule in self._schedules.items():
+            setattr(self, name, schedule(moment))
+
+    def shown(self, name: str) -> str:
+        """A number, or its schedule, as it stands in the printed equation."""
+        return str(self._schedules[name]) if name in self._schedules else f"{getattr(self, name):g}"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the term ever counts."""
+        schedule = self._schedules.get("weight")
+        return self.weight > 0 if schedule is None else max(schedule.values) > 0
 
     def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
         """Build what depends on the two models, from the shapes of one dry forward. Called once, before training."""
@@ -90,7 +121,7 @@ class LossTerms(nn.ModuleDict):
                     f"Losses are named by Python identifiers other than {sorted(_RESERVED)}, since the name becomes "
                     f"the log key '<name>_loss'; got {name!r}."
                 )
-        if not any(loss.weight > 0 for loss in losses.values()):
+        if not any(loss.is_active for loss in losses.values()):
             weights = {name: loss.weight for name, loss in losses.items()}
             raise ValueError(f"At least one loss needs a weight above 0, got {weights}.")
         super().__init__(losses)
@@ -134,11 +165,18 @@ class LossTerms(nn.ModuleDict):
 
     def equation(self) -> str:
         """The sum in words, with its numbers."""
-        return " + ".join(f"{loss.weight:g} * {name}[{loss.formula()}]" for name, loss in self.active().items())
+        weights = {name: loss.shown("weight") for name, loss in self.active().items()}
+        shown = {name: f"({weight})" if " " in weight else weight for name, weight in weights.items()}
+        return " + ".join(f"{shown[name]} * {name}[{self[name].formula()}]" for name in shown)
+
+    def at(self, moment: Moment) -> None:
+        """Give all scheduled numbers their values of this moment."""
+        for loss in self.active().values():
+            loss.at(moment)
 
     def active(self) -> dict[str, DistillationLoss]:
-        """The losses whose weight is above 0."""
-        return {name: loss for name, loss in self.items() if isinstance(loss, DistillationLoss) and loss.weight > 0}
+        """The losses whose weight is above 0, now or at some other time."""
+        return {name: loss for name, loss in self.items() if isinstance(loss, DistillationLoss) and loss.is_active}
 
     def __getitem__(self, name: str) -> DistillationLoss:
         return super().__getitem__(name)  # type: ignore[return-value]

@@ -9,6 +9,7 @@ from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.functional import at_least_fp32
 from hf_distill.losses.base import DistillationLoss, LossTerms
+from hf_distill.schedules import Schedule
 
 
 class HardLabelLoss(DistillationLoss):
@@ -30,7 +31,7 @@ class HardLabelLoss(DistillationLoss):
     teacher_needs = Needs()
     over = "labels"
 
-    def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+    def __init__(self, weight: float | Schedule = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(weight)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")

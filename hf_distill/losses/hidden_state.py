@@ -14,6 +14,7 @@ from hf_distill.functional import cosine_distance, mean_squared_error, normalize
 from hf_distill.losses.base import DistillationLoss
 from hf_distill.mapping import LayerMapping
 from hf_distill.projection import Projection
+from hf_distill.schedules import Schedule
 
 Distance = Literal["mse", "normalized_mse", "cosine"]
 DISTANCES = {
@@ -54,7 +55,7 @@ class HiddenStateLoss(DistillationLoss):
         self,
         layer_mapping: LayerMapping | Mapping[int, int] | str = "uniform",
         distance: Distance = "mse",
-        weight: float = 1.0,
+        weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(weight)
         if distance not in DISTANCES:

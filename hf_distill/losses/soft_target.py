@@ -17,6 +17,7 @@ from hf_distill.functional import (
     reverse_kl_divergence,
 )
 from hf_distill.losses.base import DistillationLoss
+from hf_distill.schedules import Schedule
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
@@ -30,7 +31,8 @@ class SoftTargetLoss(DistillationLoss):
     error between the two predictions for regression, where temperature and divergence play no part.
 
     Args:
-        temperature: Divides the logits of both sides; above 0. 1 leaves the answers as they are.
+        temperature: Divides the logits of both sides; above 0, a number or a [`Schedule`]. 1 leaves the answers as
+            they are.
         divergence: `"forward_kl"` (the teacher is the target), `"reverse_kl"`, or `"jensen_shannon"`.
         beta: Mixture of the Jensen-Shannon divergence; 0 is forward KL, 1 reverse KL.
         positions: For token tasks: `"labels"` compares where there is a label (masked positions of a masked LM, first
@@ -43,6 +45,7 @@ class SoftTargetLoss(DistillationLoss):
 
     student_needs = Needs(logits=True)
     teacher_needs = Needs(logits=True)
+    temperature: float
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
@@ -52,14 +55,14 @@ class SoftTargetLoss(DistillationLoss):
 
     def __init__(
         self,
-        temperature: float = 2.0,
+        temperature: float | Schedule = 2.0,
         divergence: Divergence = "forward_kl",
         beta: float = 0.5,
         positions: Literal["labels", "all"] = "labels",
-        weight: float = 1.0,
+        weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(weight)
-        if not (math.isfinite(temperature) and temperature > 0):
+        if not all(math.isfinite(value) and value > 0 for value in self.schedule("temperature", temperature)):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
         if divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {DIVERGENCES}, got {divergence!r}.")
@@ -67,7 +70,6 @@ class SoftTargetLoss(DistillationLoss):
             raise ValueError(f"beta must lie in [0, 1] (0 is forward KL, 1 reverse KL), got {beta}.")
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {POSITIONS}, got {positions!r}.")
-        self.temperature = temperature
         self.divergence = divergence
         self.beta = beta
         self.over = "predictions" if positions == "labels" else "all_predictions"
@@ -89,4 +91,4 @@ class SoftTargetLoss(DistillationLoss):
 
     def formula(self) -> str:
         beta = f", beta={self.beta:g}" if self.divergence == "jensen_shannon" else ""
-        return f"{self.divergence}, T={self.temperature:g}{beta}"
+        return f"{self.divergence}, T={self.shown('temperature')}{beta}"
