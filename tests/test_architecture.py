@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
-    "reports": {"functional", "activations", "losses"},
+    "reports": {"functional", "activations", "losses", "random_state"},
     "refusals": {"activations", "heads", "losses", "training_args"},
     "preflight": {
         "activations", "alignment", "batch", "batching", "heads", "losses", "random_state", "teachers",

@@ -1,0 +1,59 @@
+"""Each term's share of the gradient."""
+
+import pytest
+import torch
+
+from hf_distill.losses import HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.reports.gradients import gradient_shares
+from hf_distill.testing import tiny_task
+
+
+def vector(model):
+    """The gradient that a backward pass has left."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+
+
+def test_shares_are_those_of_backward_passes_one_term_at_a_time(make_trainer):
+    """Beside trainers that each have one of the terms."""
+    builders = {
+        "soft": lambda: SoftTargetLoss(temperature=3.0, weight=0.7),
+        "hard": lambda: HardLabelLoss(weight=2.0),
+        "hidden": lambda: HiddenStateLoss(weight=0.1),
+    }
+    options = {"per_device_train_batch_size": 48, "max_steps": 1}
+    found = gradient_shares(
+        make_trainer(task=tiny_task("token"), losses={name: build() for name, build in builders.items()}, **options),
+        batches=1,
+    )
+    alone = {}
+    for name, build in builders.items():
+        task = tiny_task("token")
+        trainer = make_trainer(task=task, losses={name: build()}, **options)
+        trainer.compute_loss(task.student.train(), task.collate(task.rows)).backward()
+        alone[name] = vector(task.student)
+    whole = sum(alone.values())
+    total = sum(gradient.norm() for gradient in alone.values())
+    for name in ("soft", "hard", "hidden"):
+        expected = alone[name]
+        assert found[name].norm == pytest.approx(float(expected.norm()), rel=1e-4)
+        assert found[name].share == pytest.approx(float(expected.norm() / total), rel=1e-4)
+        cosine = float(expected @ whole / expected.norm() / whole.norm())
+        assert found[name].cosine == pytest.approx(cosine, abs=1e-4)
+
+
+def test_nothing_is_changed(make_trainer):
+    task = tiny_task("single_label")
+    trainer = make_trainer(task=task)
+    before, state = {k: v.clone() for k, v in task.student.state_dict().items()}, torch.get_rng_state()
+    task.student.train()
+    gradient_shares(trainer)
+    assert task.student.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in task.student.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in task.student.state_dict().items())
+
+
+def test_without_training_data_there_is_nothing_to_measure(make_trainer):
+    trainer = make_trainer(task=tiny_task("single_label"), train_dataset=None)
+    with pytest.raises(ValueError, match="needs a train_dataset"):
+        gradient_shares(trainer)
