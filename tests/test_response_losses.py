@@ -10,7 +10,7 @@ from scipy.special import expit, rel_entr, softmax
 from scipy.stats import pearsonr, zscore
 from sklearn.metrics import mean_squared_error as sklearn_mean_squared_error
 from test_functional import logits, numpy64
-from test_response_functional import oracle_decoupled, probabilities
+from test_response_functional import oracle_decoupled, oracle_ranking, probabilities
 
 from hf_distill import losses
 from hf_distill.activations import Activations, Head
@@ -153,6 +153,12 @@ def test_dkd_is_a_loop_over_the_labelled_positions(name):
         shaped = [Activations(x.reshape(4, 4, 5)) for x in (student, teacher)]
         sides = (*shaped, Batch.from_inputs(inputs, Head("tokens")))
     assert DecoupledLoss(3.0, beta=4.0)(*sides).item() == pytest.approx(np.mean(tckd + 4.0 * nckd), rel=1e-5)
+
+
+def test_ranking_is_a_loop_over_the_teachers_best_classes():
+    student, teacher = logits("few classes", torch.float32)
+    expected = oracle_ranking(student, teacher, 2.0, top_k=3).mean()
+    assert RankingLoss(2.0, top_k=3)(*rows(student, teacher)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_logit_mse_is_scikit_learns():
