@@ -13,6 +13,10 @@ from torch import Tensor
 # representable in fp16.
 _MASKED_LOGIT = -1e4
 
+TRAITS = (
+    "rows", "tokens", "masked_lm", "causal_lm", "span",
+    "single_label_classification", "multi_label_classification", "regression", "two_classes",
+)  # fmt: skip
 Indices = Literal[True] | tuple[int, ...]
 
 
@@ -101,6 +105,15 @@ class Head:
         if labels is not None and labels.is_floating_point():
             return "multi_label_classification"
         return "single_label_classification"
+
+    def traits(self, problem: str, classes: int | None = None) -> tuple[str, ...]:
+        """What a loss may have no meaning for: the kind of head, the problem, and `"two_classes"` where there are two.
+
+        >>> Head("tokens").traits("single_label_classification", classes=2)
+        ('tokens', 'single_label_classification', 'two_classes')
+        """
+        two = classes == 2 and problem == "single_label_classification" and self.kind != "span"
+        return (self.kind, problem, "two_classes") if two else (self.kind, problem)
 
     def answers(self, outputs: Mapping[str, Any]) -> Tensor:
         """A model's logits as it returns them.

@@ -23,7 +23,7 @@ from hf_distill.alignment import (
 from hf_distill.batch import Batch
 from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
-from hf_distill.losses import LossTerms, hard_label_names
+from hf_distill.losses import LossTerms
 from hf_distill.random_state import preserved_random_state
 from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
@@ -124,6 +124,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         trains = False
     with preserved_random_state(trainer.args.seed), torch.no_grad():
         if not inputs:
+            losses.refuse_undefined(trainer.head, trainer.head.problem(None))
             losses.setup(Shapes(), Shapes())
             losses.to(trainer.args.device)
             return
@@ -136,6 +137,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
         student.train(was_training)
         answer = Activations.from_outputs(outputs, trainer.head, needs).at_positions(trainer.head, inputs)
+        losses.refuse_undefined(trainer.head, batch.problem, answer.shapes())
         teacher = _set_up(trainer, answer, inputs, required=trains)
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
@@ -196,11 +198,12 @@ def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
 
 
 def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:
-    hard = hard_label_names(losses)
-    if hard and batch.labels is None:
+    names = losses.needing_labels()
+    if names and batch.labels is None:
         raise ValueError(
-            f"The loss {hard[0]!r} learns from labels, but the training data has no column "
-            f"{' or '.join(label_names)}. Add it, or set hard_label_weight=0 to learn from the teacher alone."
+            f"The loss {names[0]!r} learns from labels, but the training data has no column "
+            f"{' or '.join(label_names)}. Add it, or drop that loss (hard_label_weight=0) to learn from the teacher "
+            "alone."
         )
 
 

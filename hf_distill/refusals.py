@@ -129,15 +129,9 @@ def refuse_attention(losses: LossTerms, student: nn.Module, args: TrainingArgume
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
 
 
-def refuse_without_meaning(head: Head, losses: LossTerms, compute_loss_func: Any) -> None:
-    """Refuse settings that the task has no use for."""
+def refuse_without_meaning(head: Head, compute_loss_func: Any) -> None:
+    """Refuse settings that the task has no use for; losses say so themselves (`LossTerms.refuse_undefined`)."""
     if compute_loss_func is not None and head.kind == "span":
         raise ValueError(
             "compute_loss_func is called with `labels`, which question answering has not. Pass losses= instead."
-        )
-    smoothing = [getattr(losses[name], "label_smoothing", 0.0) for name in hard_label_names(losses)]
-    if any(smoothing) and (head.kind == "span" or head.problem(None) == "regression"):
-        raise ValueError(
-            "Label smoothing spreads a target over classes; a regression has none, and those of a span are its "
-            "tokens, padding too. Set label_smoothing_factor=0."
         )

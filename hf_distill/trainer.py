@@ -117,7 +117,7 @@ class DistillationTrainer(Trainer):
         revision = getattr(args, "teacher_model_revision", None)
         processing = (processing_class, teacher_processing_class)
         self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
-        refuse_without_meaning(self.head, self.losses, compute_loss_func)
+        refuse_without_meaning(self.head, compute_loss_func)
         side = getattr(processing_class, "padding_side", "right")
         self.data_collator = TeacherAnswersCollator(self.data_collator, self.head, side)
         self.cache_keeper = make_keeper(self)
@@ -173,7 +173,7 @@ class DistillationTrainer(Trainer):
                 task_loss = HardLabelLoss(label_smoothing=smoothing)(answer, Activations(), batch)
             terms = self.losses(answer, teacher, batch, replaced=replaced)
             if not labelled and not model.training:
-                terms = {name: term for name, term in terms.items() if name not in hard_label_names(self.losses)}
+                terms = {name: term for name, term in terms.items() if name not in self.losses.needing_labels()}
             if asked := needs.output_names():  # evaluation would gather whatever is returned
                 outputs = type(outputs)(**{key: value for key, value in outputs.items() if key not in asked})
             return outputs, terms, task_loss

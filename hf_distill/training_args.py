@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 from hf_distill.losses import AttentionLoss, DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.losses.attention import ATTENTION_DISTANCES
 from hf_distill.losses.hidden_state import DISTANCES
-from hf_distill.losses.soft_target import DIVERGENCES, POSITIONS
+from hf_distill.losses.response import POSITIONS
+from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.mapping import LayerMapping
 
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_distill.activations import Activations, Needs, Shapes
+from hf_distill.activations import TRAITS, Activations, Head, Needs, Shapes
 from hf_distill.batch import Batch, Over
 from hf_distill.schedules import Moment, Schedule
 
@@ -42,7 +43,10 @@ class DistillationLoss(nn.Module):
         couples_rows: True where a row's value depends on the other rows of the micro-batch.
         needs_distributions: True where attention maps must be distributions, which those of a training student with
             attention dropout are not.
-        citation: BibTeX of the source.
+        needs_labels: True where the loss reads hard labels.
+        undefined_for: What the loss has no meaning for, with the reason and what to do instead: a kind of head, a
+            problem, or `"two_classes"` (see `TRAITS`). The trainer refuses such a pair before the first step.
+        citation: BibTeX of the sources, entries separated by an empty line.
     """
 
     student_needs: Needs = Needs(logits=True)
@@ -50,6 +54,8 @@ class DistillationLoss(nn.Module):
     over: Over = "predictions"
     couples_rows: bool = False
     needs_distributions: bool = False
+    needs_labels: bool = False
+    undefined_for: Mapping[str, str] = MappingProxyType({})
     citation: str = ""
 
     weight: float
@@ -138,6 +144,29 @@ class LossTerms(nn.ModuleDict):
         for loss in self.active().values():
             loss.setup(student_shapes, teacher_shapes)
 
+    def refuse_undefined(self, head: Head, problem: str, shapes: Shapes | None = None) -> None:
+        """Refuse losses that have no meaning for the task.
+
+        Args:
+            head: The models' head.
+            problem: The batch's problem.
+            shapes: The student's, where known.
+
+        Raises:
+            ValueError: Naming the loss and the reason.
+        """
+        classes = shapes.logits[-1] if shapes is not None and shapes.logits else None
+        traits = head.traits(problem, classes)
+        for name, loss in self.active().items():
+            if unknown := set(loss.undefined_for) - set(TRAITS):
+                raise ValueError(f"{type(loss).__name__}.undefined_for may name {TRAITS}, got {sorted(unknown)}.")
+            for trait in traits:
+                if trait in loss.undefined_for:
+                    raise ValueError(
+                        f"The loss {name!r} ({type(loss).__name__}) is not defined for this task ({trait}): "
+                        f"{loss.undefined_for[trait]}."
+                    )
+
     def forward(
         self,
         student: Activations,
@@ -177,6 +206,10 @@ class LossTerms(nn.ModuleDict):
     def active(self) -> dict[str, DistillationLoss]:
         """The losses whose weight is above 0, now or at some other time."""
         return {name: loss for name, loss in self.items() if isinstance(loss, DistillationLoss) and loss.is_active}
+
+    def needing_labels(self) -> list[str]:
+        """The names of the active losses that read hard labels."""
+        return [name for name, loss in self.active().items() if loss.needs_labels]
 
     def __getitem__(self, name: str) -> DistillationLoss:
         return super().__getitem__(name)  # type: ignore[return-value]

@@ -30,12 +30,19 @@ class HardLabelLoss(DistillationLoss):
     student_needs = Needs(logits=True)
     teacher_needs = Needs()
     over = "labels"
+    needs_labels = True
 
     def __init__(self, weight: float | Schedule = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(weight)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
         self.label_smoothing = label_smoothing
+        if label_smoothing:
+            reason = (
+                "label smoothing spreads a target over classes; a regression has none, and those of a span are its "
+                "tokens, padding too. Set label_smoothing_factor=0"
+            )
+            self.undefined_for = {"regression": reason, "span": reason}
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         logits = at_least_fp32(batch.select(student.logits, over="labels"))  # type: ignore[arg-type]  # (N, V), or (N,)

@@ -13,7 +13,7 @@ TAGS = ("hf_distill", "knowledge-distillation")
 
 def distillation_section(teacher: str | None, losses: LossTerms) -> str:
     """Markdown: the teacher, the equation that was minimised, and the sources of its terms."""
-    citations = sorted({loss.citation for loss in losses.active().values() if loss.citation})
+    citations = sorted({entry for loss in losses.active().values() for entry in loss.citation.split("\n\n") if entry})
     stored = "stored answers (column `teacher_logits`)" if losses.teacher_needs else "none"
     lines = [
         "## Distillation",
