@@ -110,6 +110,31 @@ class Batch:
             )
         return x[mask]
 
+    def first_token(self, x: Tensor) -> Tensor:
+        """The first real token of every sequence that has one, wherever padding lies; position 0 without tokens.
+
+        Shape:
+            (B, T, ...) -> (N, ...).
+        """
+        mask = self._mask("tokens")
+        if mask is None:
+            return x[self.masks["rows"], 0]
+        first = mask & (mask.cumsum(-1) == 1)
+        return x[first]
+
+    def mean_of_tokens(self, x: Tensor) -> Tensor:
+        """The mean over the real tokens of every sequence that has one.
+
+        Shape:
+            (B, T, H) -> (N, H).
+        """
+        mask = self._mask("tokens")
+        if mask is None:
+            return x[self.masks["rows"]].mean(1)
+        sums = x.masked_fill(~mask[..., None], 0).sum(1)
+        counts = mask.sum(-1)
+        return sums[counts > 0] / counts[counts > 0, None]
+
     def tokens_of_row(self, length: int) -> Tensor:
         """For each real token how many real tokens its row has; `length` where no token is masked. Shape: (N,)."""
         mask = self._mask("tokens")
@@ -159,6 +184,17 @@ class Batch:
                 f"position, {tuple(mask.shape)}, or one for each position kept by Batch.select."
             )
         return values.sum() / self.totals[over].clamp(min=1)
+
+    def mean_of_texts(self, values: Tensor) -> Tensor:
+        """The same over rows, of a value for each sequence that `first_token` or `mean_of_tokens` kept: those of a
+        row, several in multiple choice, are averaged.
+
+        Shape:
+            (N,) -> ().
+        """
+        mask = self.masks.get("tokens")
+        texts_of_row = 1 if mask is None else len(mask) // self.rows
+        return values.sum() / (texts_of_row * self.totals["rows"]).clamp(min=1)
 
     def _mask(self, over: Over) -> Tensor | None:
         if over not in COUNTED:

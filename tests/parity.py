@@ -42,6 +42,7 @@ def every_term():
         "hidden": HiddenStateLoss("uniform"),
         "unit": HiddenStateLoss({0: 0, 1: 2}, distance="normalized_mse"),
         "cosine": HiddenStateLoss({2: 4}, distance="cosine"),
+        "first": HiddenStateLoss({1: (1, 2), 2: (3, 4)}, positions="first"),
         "maps": AttentionLoss("last"),
         "attention": AttentionLoss({1: 1}, distance="kl"),
     }

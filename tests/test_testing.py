@@ -22,6 +22,9 @@ OURS = {
     "hidden last": HiddenStateLoss("last"),
     "hidden normalized": HiddenStateLoss({0: 0, -1: -1}, distance="normalized_mse"),
     "hidden cosine": HiddenStateLoss({1: 2}, distance="cosine"),
+    "hidden first": HiddenStateLoss(positions="first"),
+    "hidden averaged": HiddenStateLoss({1: (1, 2)}),
+    "attention averaged": AttentionLoss({2: (1, 2)}),
     "attention": AttentionLoss(),
     "attention kl": AttentionLoss("last", distance="kl"),
 }
