@@ -102,12 +102,7 @@ class Batch:
         mask = self._mask(over)
         if mask is None:
             return x.flatten(0, 1)
-        if x.shape[: mask.ndim] != mask.shape:
-            raise ValueError(
-                f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "
-                f"{tuple(mask.shape)}: the model's outputs and the batch's labels or attention mask do not describe "
-                "the same positions."
-            )
+        _require_same_positions(x, mask, over)
         return x[mask]
 
     def first_token(self, x: Tensor) -> Tensor:
@@ -119,8 +114,8 @@ class Batch:
         mask = self._mask("tokens")
         if mask is None:
             return x[self.masks["rows"], 0]
-        first = mask & (mask.cumsum(-1) == 1)
-        return x[first]
+        _require_same_positions(x, mask, "tokens")
+        return x[mask & (mask.cumsum(-1) == 1)]
 
     def mean_of_tokens(self, x: Tensor) -> Tensor:
         """The mean over the real tokens of every sequence that has one.
@@ -131,7 +126,8 @@ class Batch:
         mask = self._mask("tokens")
         if mask is None:
             return x[self.masks["rows"]].mean(1)
-        sums = x.masked_fill(~mask[..., None], 0).sum(1)
+        _require_same_positions(x, mask, "tokens")
+        sums = x.masked_fill(~mask[..., None], 0).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
         counts = mask.sum(-1)
         return sums[counts > 0] / counts[counts > 0, None]
 
@@ -206,6 +202,15 @@ class Batch:
                 "unpadded inputs."
             )
         return self.masks.get(over)
+
+
+def _require_same_positions(x: Tensor, mask: Tensor, over: Over) -> None:
+    if x.shape[: mask.ndim] != mask.shape:
+        raise ValueError(
+            f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "
+            f"{tuple(mask.shape)}: the model's outputs and the batch's labels or attention mask do not describe "
+            "the same positions."
+        )
 
 
 def _totals(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "random_state": set(),
     "term_log": set(),
     "heads": {"activations"},
-    "losses": {"functional", "activations", "batch", "mapping", "projection"},
+    "similarity": {"functional"},
+    "losses": {"functional", "activations", "batch", "mapping", "projection", "similarity"},
     "teachers": {"activations", "batching", "heads", "random_state"},
     "alignment": {"activations"},
     "training_args": {"losses", "mapping"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "__init__": {"losses", "mapping", "students", "teachers", "trainer", "training_args"},
     "testing": {"activations", "batch", "losses"},
 }  # fmt: skip
-TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "term_log")
+TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "similarity", "term_log")
 
 
 def imports(path):

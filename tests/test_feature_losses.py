@@ -1,12 +1,31 @@
 """Losses on hidden states, against float64 loops over the papers' equations, SciPy and closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist, pdist
+from scipy.special import huber, logsumexp
 
 from hf_distill.activations import Activations, Head
 from hf_distill.batch import Batch
-from hf_distill.losses import AttentionLoss, HiddenStateLoss
+from hf_distill.losses import (
+    AttentionLoss,
+    CKALoss,
+    ContrastiveLoss,
+    HiddenStateLoss,
+    RelationalAngleLoss,
+    RelationalDistanceLoss,
+    SimilarityPreservingLoss,
+)
+from hf_distill.similarity import (
+    info_nce,
+    linear_cka,
+    relational_angle,
+    relational_distance,
+    similarity_preserving_distance,
+)
 from hf_distill.testing import tiny_task
 
 ROWS = Head("rows", num_labels=3, problem_type="single_label_classification")
@@ -104,3 +123,182 @@ class TestSeveralTeacherLayers:
         )
         with pytest.raises(ValueError, match=r"averages the teacher layers \(1, 2\), but their shapes differ"):
             value(HiddenStateLoss({1: (1, 2)}), states(6, layers=2), teacher)
+
+
+def pooled_by_hand(activations, index, pooling):
+    """A loop over rows; NaN in the padding must never be touched."""
+    rows = []
+    for row, mask in zip(activations.hidden_states[index], MASK, strict=True):
+        real = [row[i].detach().numpy() for i in range(5) if mask[i]]
+        rows.append(real[0] if pooling == "first" else np.mean(real, axis=0))
+    return np.stack(rows)
+
+
+def cka_by_hand(x, y):
+    """HSIC with the centring matrix, as the paper writes it."""
+    n = len(x)
+    centre = np.eye(n) - np.ones((n, n)) / n
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+
+    def hsic(a, b):
+        return np.trace(a @ centre @ b @ centre) / (n - 1) ** 2
+
+    return 1 - hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
+
+
+def similarity_preserving_by_hand(x, y):
+    def gram(a):
+        g = np.array([[float(np.dot(p, q)) for q in a] for p in a])
+        return g / np.linalg.norm(g, axis=1, keepdims=True)
+
+    return np.linalg.norm(gram(x) - gram(y), "fro") ** 2 / len(x) ** 2
+
+
+def distances_by_hand(x, y):
+    def relative(a):
+        return pdist(a) / np.mean(pdist(a))
+
+    return np.mean([huber(1.0, d) for d in relative(x) - relative(y)])
+
+
+def angles_by_hand(x, y):
+    def cosine(a, i, j, k):
+        p, q = a[i] - a[j], a[k] - a[j]
+        return p @ q / np.linalg.norm(p) / np.linalg.norm(q)
+
+    triplets = list(itertools.permutations(range(len(x)), 3))
+    return np.mean([huber(1.0, cosine(x, *t) - cosine(y, *t)) for t in triplets])
+
+
+def contrastive_by_hand(x, y):
+    logits = 1 - cdist(x, y, "cosine")
+    return np.mean(logsumexp(logits / 0.1, axis=1) - np.diag(logits) / 0.1)
+
+
+BY_HAND = {
+    CKALoss: cka_by_hand,
+    SimilarityPreservingLoss: similarity_preserving_by_hand,
+    RelationalDistanceLoss: distances_by_hand,
+    RelationalAngleLoss: angles_by_hand,
+    ContrastiveLoss: contrastive_by_hand,
+}
+POOLED = list(BY_HAND)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("loss", POOLED)
+class TestRelationsBetweenRows:
+    def test_agree_with_the_papers_equations(self, loss, pooling):
+        widths = (6, 6) if loss is ContrastiveLoss else (3, 6)
+        student, teacher = states(widths[0]), states(widths[1], seed=1)
+        expected = np.mean(
+            [
+                BY_HAND[loss](pooled_by_hand(student, s, pooling), pooled_by_hand(teacher, t, pooling))
+                for s, t in ((1, 2), (0, 0))
+            ]
+        )
+        ours = value(loss({1: 2, 0: 0}, pooling), student, teacher)
+        assert ours.item() == pytest.approx(expected, rel=1e-9)
+
+    def test_weigh_with_the_share_of_rows(self, loss, pooling):
+        """A micro-batch of 4 of 16 rows counts a quarter of what it is by itself."""
+        student, teacher = states(6), states(6, seed=1)
+        batch = batch_of()
+        quarter = value(loss({1: 2}, pooling), student, teacher, batch.with_counts(4 * batch.counts()))
+        assert 4 * quarter.item() == pytest.approx(value(loss({1: 2}, pooling), student, teacher).item(), rel=1e-12)
+
+    def test_one_row_is_a_zero_with_a_gradient(self, loss, pooling):
+        student, teacher = (
+            Activations(hidden_states={0: states(w).hidden_states[0][2:3].requires_grad_()}) for w in (6, 6)
+        )
+        zero = value(loss({0: 0}, pooling), student, teacher, batch_of(MASK[2:3]))
+        assert zero.item() == 0
+        assert torch.autograd.grad(zero, student.hidden_states[0])[0].abs().sum() == 0
+
+    def test_copies_of_other_processes_do_not_count(self, loss, pooling):
+        student, teacher = states(6), states(6, seed=1)
+        part = [Activations(hidden_states={0: a.hidden_states[0][:3]}) for a in (student, teacher)]
+        expected = value(loss({0: 0}, pooling), *part, batch_of(MASK[:3]))
+        assert value(loss({0: 0}, pooling), student, teacher, batch_of().first_rows(3)).item() == pytest.approx(
+            expected.item()
+        )
+
+
+MATHS = {
+    "cka": lambda x, y: 1 - linear_cka(x, y),
+    "similarity preserving": similarity_preserving_distance,
+    "distances": relational_distance,
+    "angles": relational_angle,
+    "contrastive": lambda x, y: info_nce(x, y).mean(),
+}
+
+
+@pytest.fixture
+def rows():
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(7, 4, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", MATHS)
+class TestMaths:
+    def test_gradients_agree_with_finite_differences(self, name, rows):
+        assert torch.autograd.gradcheck(MATHS[name], (rows[0].requires_grad_(), rows[1]))
+
+    @pytest.mark.parametrize("wide", [False, True])
+    def test_unchanged_by_the_teachers_scale_and_rotation(self, name, rows, wide):
+        """All but the contrastive one compare relations alone, and a rotation keeps them."""
+        x, y = rows
+        if wide:  # the other of CKA's two ways to the same number
+            x, y = torch.cat([x, x.square()], 1), torch.cat([y, y.square()], 1)
+        rotation = torch.linalg.qr(torch.randn(y.shape[1], y.shape[1], dtype=torch.float64))[0]
+        moved = 3.7 * y if name == "contrastive" else 3.7 * y @ rotation
+        if name in ("cka", "distances", "angles"):
+            moved = moved + 5
+        assert MATHS[name](x, moved).item() == pytest.approx(MATHS[name](x, y).item(), rel=1e-9)
+
+    def test_zero_at_identity_and_above_elsewhere(self, name, rows):
+        x, y = rows
+        if name == "contrastive":  # its least value is that of rows at right angles
+            x = torch.eye(7, dtype=torch.float64)
+            assert MATHS[name](x, 2 * x).item() == pytest.approx(np.log(np.exp(10) + 6) - 10, rel=1e-9)
+            return
+        assert MATHS[name](x, x).item() == pytest.approx(0, abs=1e-12)
+        assert MATHS[name](x, y).item() > 1e-3
+
+    def test_equal_rows_have_finite_gradients(self, name):
+        x = torch.ones(5, 3).requires_grad_()
+        (gradient,) = torch.autograd.grad(MATHS[name](x, torch.randn(5, 3)), x)
+        assert gradient.isfinite().all()
+
+    def test_large_states_do_not_overflow(self, name, rows):
+        x, y = (1e4 * side.float().repeat(1, 200) for side in rows)
+        assert MATHS[name](x, y).item() == pytest.approx(MATHS[name](x.double(), y.double()).item(), rel=1e-3)
+
+    def test_other_rows_are_refused(self, name, rows):
+        with pytest.raises(ValueError, match=r"got \(7, 4\) and \(6, 4\)"):
+            MATHS[name](rows[0], rows[1][:6])
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
+        ContrastiveLoss(temperature=0.0)
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="pooling must be one of"):
+        CKALoss(pooling="max")
+
+
+@pytest.mark.parametrize("name", ["token", "image"])
+def test_relations_are_learned(name, make_trainer):
+    """Each term falls, with models of unequal width."""
+    losses = {
+        "cka": CKALoss(weight=3.0), "sp": SimilarityPreservingLoss(weight=10.0), "distances": RelationalDistanceLoss(),
+        "angles": RelationalAngleLoss(weight=3.0), "contrastive": ContrastiveLoss(pooling="first"),
+    }  # fmt: skip
+    trainer = make_trainer(tiny_task(name, rows=16), losses=losses, max_steps=15)
+    before = trainer.evaluate(trainer.train_dataset)
+    trainer.train()
+    after = trainer.evaluate(trainer.train_dataset)
+    ratios = {term: after[f"eval_{term}_loss"] / before[f"eval_{term}_loss"] for term in losses}
+    assert max(ratios.values()) < 0.9, ratios
