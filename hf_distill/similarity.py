@@ -6,6 +6,8 @@ between rows are compared. Everything is computed in fp32 (float64 stays).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +31,7 @@ def linear_cka(student: Tensor, teacher: Tensor) -> Tensor:
     1.0
     """
     _require_same_rows(student, teacher)
-    x, y = (_centred(at_least_fp32(side)) for side in (student, teacher))
+    x, y = (_centred(side) for side in _one_precision(student, teacher))
     scale = (_hsic(x, x) * _hsic(y, y)).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
     return _hsic(x, y) / scale
 
@@ -46,6 +48,42 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
     return (x.T @ y).square().sum()
 
 
+def debiased_cka(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """Linear CKA of several representations with several others, without the bias of few rows; at most 1.
+
+    By the unbiased estimator of HSIC (Song et al., 2012, "Feature Selection via Dependence Maximization", equation 5;
+    for CKA: Nguyen et al., 2021, "Do Wide and Deep Networks Learn the Same Things?", equation 3). Unrelated
+    representations are near 0, on either side of it.
+
+    Shape:
+        S times (N, H), T times (N, H) -> (S, T).
+
+    Raises:
+        ValueError: If there are fewer than four rows, or unequal numbers of them.
+
+    >>> x = torch.randn(8, 3)
+    >>> debiased_cka([x], [-5 * x + 1]).shape
+    torch.Size([1, 1])
+    """
+    rows = {len(x) for x in (*students, *teachers)}
+    if len(rows) != 1 or min(rows) < 4:
+        raise ValueError(f"Debiased CKA needs the same rows everywhere, at least four, got {sorted(rows)}.")
+    ours, theirs = (torch.stack([_doubly_centred(at_least_fp32(x)) for x in side]) for side in (students, teachers))
+    return ours @ theirs.T
+
+
+def _doubly_centred(x: Tensor) -> Tensor:
+    """The Gram matrix without its diagonal, centred so that products of two are unbiased, scaled to norm 1.
+
+    Shape:
+        (N, H) -> (N²,).
+    """
+    x, n = _centred(x), len(x)
+    gram = (x @ x.T).fill_diagonal_(0)
+    rows, total = gram.sum(0) / (n - 2), gram.sum() / ((n - 1) * (n - 2))
+    return F.normalize((gram - rows[:, None] - rows[None, :] + total).fill_diagonal_(0).flatten(), dim=0)
+
+
 def similarity_preserving_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference between the rows' similarities, each row of them scaled to unit length; in [0, 4 / N].
 
@@ -60,7 +98,7 @@ def similarity_preserving_distance(student: Tensor, teacher: Tensor) -> Tensor:
     True
     """
     _require_same_rows(student, teacher)
-    ours, theirs = (F.normalize(side @ side.T, dim=1) for side in (at_least_fp32(student), at_least_fp32(teacher)))
+    ours, theirs = (F.normalize(side @ side.T, dim=1) for side in _one_precision(student, teacher))
     return (ours - theirs).square().mean()
 
 
@@ -78,7 +116,7 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     True
     """
     _require_same_rows(student, teacher)
-    ours, theirs = (_relative_distances(at_least_fp32(side)) for side in (student, teacher))
+    ours, theirs = (_relative_distances(side) for side in _one_precision(student, teacher))
     return F.huber_loss(ours, theirs, reduction="sum") / max(len(ours), 1)
 
 
@@ -104,7 +142,7 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     True
     """
     _require_same_rows(student, teacher)
-    ours, theirs = (_angles(at_least_fp32(side)) for side in (student, teacher))
+    ours, theirs = (_angles(side) for side in _one_precision(student, teacher))
     n = len(student)
     return F.huber_loss(ours, theirs, reduction="sum") / max(n * (n - 1) * (n - 2), 1)
 
@@ -136,9 +174,15 @@ def info_nce(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tens
     """
     if student.shape != teacher.shape:
         raise ValueError(f"Student and teacher need one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}.")
-    ours, theirs = F.normalize(at_least_fp32(student), dim=-1), F.normalize(at_least_fp32(teacher), dim=-1)
+    ours, theirs = (F.normalize(side, dim=-1) for side in _one_precision(student, teacher))
     own = torch.arange(len(ours), device=ours.device)
     return F.cross_entropy(ours @ theirs.T / temperature, own, reduction="none")
+
+
+def _one_precision(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    ours, theirs = at_least_fp32(student), at_least_fp32(teacher)
+    dtype = torch.promote_types(ours.dtype, theirs.dtype)  # products of matrices do not promote by themselves
+    return ours.to(dtype), theirs.to(dtype)
 
 
 def _require_same_rows(student: Tensor, teacher: Tensor) -> None:

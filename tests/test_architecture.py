@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "losses": {"functional", "activations", "batch", "mapping", "projection", "similarity"},
     "teachers": {"activations", "batching", "heads", "random_state"},
     "alignment": {"activations"},
+    "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},

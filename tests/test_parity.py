@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import different_tensors, run
+from parity import coupled_terms, different_tensors, run
 
 from hf_distill.testing import TASKS
 
@@ -53,3 +53,11 @@ def test_result_does_not_depend_on_accumulation(name, batch_size, accumulation):
 @pytest.mark.parametrize("name", TASKS)
 def test_result_does_not_depend_on_processes(name, two_processes):
     assert_same_run(two_processes[name], whole_batch(name))
+
+
+def test_losses_that_couple_rows_do_not_depend_on_processes(two_processes):
+    """The same four micro-batches a step, on one process and on two."""
+    ours, theirs = two_processes["coupled"], run("token", batch_size=4, accumulation=4, losses=coupled_terms())
+    for part in ("gradients", "weights", "losses"):
+        assert different_tensors(ours[part], theirs[part]) == [], part
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
