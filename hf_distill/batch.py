@@ -102,13 +102,34 @@ class Batch:
         mask = self._mask(over)
         if mask is None:
             return x.flatten(0, 1)
-        if x.shape[: mask.ndim] != mask.shape:
-            raise ValueError(
-                f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "
-                f"{tuple(mask.shape)}: the model's outputs and the batch's labels or attention mask do not describe "
-                "the same positions."
-            )
+        _require_same_positions(x, mask, over)
         return x[mask]
+
+    def first_token(self, x: Tensor) -> Tensor:
+        """The first real token of every sequence that has one, wherever padding lies; position 0 without tokens.
+
+        Shape:
+            (B, T, ...) -> (N, ...).
+        """
+        mask = self._mask("tokens")
+        if mask is None:
+            return x[self.masks["rows"], 0]
+        _require_same_positions(x, mask, "tokens")
+        return x[mask & (mask.cumsum(-1) == 1)]
+
+    def mean_of_tokens(self, x: Tensor) -> Tensor:
+        """The mean over the real tokens of every sequence that has one.
+
+        Shape:
+            (B, T, H) -> (N, H).
+        """
+        mask = self._mask("tokens")
+        if mask is None:
+            return x[self.masks["rows"]].mean(1)
+        _require_same_positions(x, mask, "tokens")
+        sums = x.masked_fill(~mask[..., None], 0).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+        counts = mask.sum(-1)
+        return sums[counts > 0] / counts[counts > 0, None]
 
     def tokens_of_row(self, length: int) -> Tensor:
         """For each real token how many real tokens its row has; `length` where no token is masked. Shape: (N,)."""
@@ -160,6 +181,17 @@ class Batch:
             )
         return values.sum() / self.totals[over].clamp(min=1)
 
+    def mean_of_texts(self, values: Tensor) -> Tensor:
+        """The same over rows, of a value for each sequence that `first_token` or `mean_of_tokens` kept: those of a
+        row, several in multiple choice, are averaged.
+
+        Shape:
+            (N,) -> ().
+        """
+        mask = self.masks.get("tokens")
+        texts_of_row = 1 if mask is None else len(mask) // self.rows
+        return values.sum() / (texts_of_row * self.totals["rows"]).clamp(min=1)
+
     def _mask(self, over: Over) -> Tensor | None:
         if over not in COUNTED:
             raise ValueError(f"`over` must be one of {COUNTED}, got {over!r}.")
@@ -170,6 +202,15 @@ class Batch:
                 "unpadded inputs."
             )
         return self.masks.get(over)
+
+
+def _require_same_positions(x: Tensor, mask: Tensor, over: Over) -> None:
+    if x.shape[: mask.ndim] != mask.shape:
+        raise ValueError(
+            f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "
+            f"{tuple(mask.shape)}: the model's outputs and the batch's labels or attention mask do not describe "
+            "the same positions."
+        )
 
 
 def _totals(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

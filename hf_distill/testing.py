@@ -168,8 +168,8 @@ def check_loss(
     """Check what every loss owes the trainer, on synthetic activations of every kind of head.
 
     That it is one finite number, with a gradient for the student and none for the teacher; that padding changes
-    nothing; that micro-batches add up to the batch (unless it couples rows); that an all-masked batch is a finite zero
-    that still has a gradient; and that bf16 activations give nearly the same.
+    nothing; that micro-batches add up to the batch (unless it couples rows); that a single row is finite; that an
+    all-masked batch is a finite zero that still has a gradient; and that bf16 activations give nearly the same.
 
     Args:
         loss: A loss; `setup` is called here.
@@ -211,10 +211,15 @@ def _check_kind(
     )
 
     _require(_close(value(*_padded(kind, inputs, student, teacher)), whole), kind, "changes when padding is added")
-    if not loss.couples_rows:
-        counts = Batch.from_inputs(inputs, head).counts()
+    counts = Batch.from_inputs(inputs, head).counts()
+    if loss.couples_rows:
+        share = value(inputs, student, teacher, 2 * counts)
+        _require(_close(2 * share, whole), kind, "ignores the window's counts; divide by batch.mean only")
+    else:
         halves = [value(*_rows(part, inputs, student, teacher), counts) for part in (slice(0, 2), slice(2, 4))]
         _require(_close(sum(halves), whole), kind, "depends on how the batch is split; divide by batch.mean only")  # type: ignore[arg-type]
+
+    _check_one_row(kind, value(*_rows(slice(0, 1), inputs, student, teacher)), student)
 
     nothing = {key: torch.zeros_like(v) if key == "attention_mask" else _masked(key, v) for key, v in inputs.items()}
     empty = value(nothing, student, teacher)
@@ -227,6 +232,13 @@ def _check_kind(
     ours, theirs = _cast(student, torch.bfloat16), _cast(teacher, torch.bfloat16)
     wide = value(inputs, _cast(ours, torch.float32), _cast(theirs, torch.float32))  # the same numbers, held in fp32
     _require(_close(value(inputs, ours, theirs).float(), wide), kind, "computes in bf16; cast to fp32 first")
+
+
+def _check_one_row(kind: str, alone: Tensor, student: Activations) -> None:
+    """Relations between rows have nothing to compare here; a variance or a distance of 0 makes NaN."""
+    _require(bool(alone.isfinite()) and alone.requires_grad, kind, f"is {alone} on a single row")
+    gradients = [g for g in torch.autograd.grad(alone, _tensors(student), allow_unused=True) if g is not None]
+    _require(all(bool(g.isfinite().all()) for g in gradients), kind, "has no finite gradient on a single row")
 
 
 def _synthetic(kind: str) -> tuple[dict[str, Tensor], Activations, Activations, Head]:

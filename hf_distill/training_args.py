@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from hf_distill.losses import AttentionLoss, DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.losses.attention import ATTENTION_DISTANCES
-from hf_distill.losses.hidden_state import DISTANCES
+from hf_distill.losses.hidden_state import DISTANCES, HIDDEN_STATE_POSITIONS
 from hf_distill.losses.response import POSITIONS
 from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.mapping import LayerMapping
@@ -72,14 +72,21 @@ class DistillationTrainingArguments(TrainingArguments):
     hidden_state_distance: str = field(
         default="mse", metadata={"help": "How hidden states are compared.", "choices": list(DISTANCES)}
     )
+    hidden_state_positions: str = field(
+        default="all",
+        metadata={
+            "help": "Whether hidden states are compared at all real tokens or only at the first.",
+            "choices": list(HIDDEN_STATE_POSITIONS),
+        },
+    )
     attention_distance: str = field(
         default="mse", metadata={"help": "How attention maps are compared.", "choices": list(ATTENTION_DISTANCES)}
     )
     layer_mapping: dict | str | None = field(
         default="uniform",
         metadata={
-            "help": "Which hidden states are compared: 'uniform', 'last', or {student index: teacher index} as JSON. "
-            "Index 0 is the embedding output."
+            "help": "Which hidden states are compared: 'uniform', 'first', 'last', or {student index: teacher index} "
+            "as JSON; a list of teacher indices is averaged. Index 0 is the embedding output."
         },
     )
     teacher_model_name_or_path: str | None = field(
@@ -191,6 +198,7 @@ def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:
         "hidden": HiddenStateLoss(
             _with_integer_keys(setting.layer_mapping) or "uniform",
             distance=setting.hidden_state_distance,
+            positions=setting.hidden_state_positions,
             weight=setting.hidden_state_weight,
         ),
         "attention": AttentionLoss(
@@ -210,7 +218,7 @@ def _check_weights(weights: dict[str, Any]) -> None:
         raise ValueError(f"At least one weight must be above 0, got {weights}.")
 
 
-def _with_integer_keys(mapping: dict[Any, Any] | str | None) -> dict[int, int] | str | None:
+def _with_integer_keys(mapping: dict[Any, Any] | str | None) -> dict[int, Any] | str | None:
     if isinstance(mapping, str) and mapping.startswith("{"):  # a hyper-parameter search turns dicts into strings
         mapping = ast.literal_eval(mapping)
     if not isinstance(mapping, dict):

@@ -11,7 +11,14 @@ import torch
 from torch import distributed as dist
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
-from hf_distill.losses import AttentionLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import (
+    AttentionLoss,
+    CKALoss,
+    ContrastiveLoss,
+    HardLabelLoss,
+    HiddenStateLoss,
+    SoftTargetLoss,
+)
 from hf_distill.testing import TASKS, tiny_task
 
 STEPS = 3
@@ -42,9 +49,15 @@ def every_term():
         "hidden": HiddenStateLoss("uniform"),
         "unit": HiddenStateLoss({0: 0, 1: 2}, distance="normalized_mse"),
         "cosine": HiddenStateLoss({2: 4}, distance="cosine"),
+        "first": HiddenStateLoss({1: (1, 2), 2: (3, 4)}, positions="first"),
         "maps": AttentionLoss("last"),
         "attention": AttentionLoss({1: 1}, distance="kl"),
     }
+
+
+def coupled_terms():
+    """Losses that depend on which rows share a micro-batch, but not on which process it is computed."""
+    return {"hard": HardLabelLoss(), "cka": CKALoss(weight=0.5), "contrastive": ContrastiveLoss({1: 2}, weight=0.1)}
 
 
 def run(name, batch_size, accumulation, losses=None):
@@ -101,6 +114,7 @@ def main(path):
         gathered = [None, None]
         dist.all_gather_object(gathered, {**results[name]["weights"], **results[name]["losses"]})
         assert not different_tensors(gathered[0], gathered[1], 0.0), f"{name}: the two ranks drifted apart"
+    results["coupled"] = run("token", batch_size=4, accumulation=2, losses=coupled_terms())
     if dist.get_rank() == 0:
         torch.save(results, path)
     dist.destroy_process_group()

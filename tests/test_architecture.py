@@ -20,9 +20,11 @@ MAY_IMPORT = {
     "schedules": set(),
     "term_log": set(),
     "heads": {"activations"},
-    "losses": {"functional", "activations", "batch", "mapping", "projection", "schedules"},
     "teachers": {"activations", "alignment", "batching", "heads", "random_state"},
+    "similarity": {"functional"},
+    "losses": {"functional", "activations", "batch", "mapping", "projection", "schedules", "similarity"},
     "alignment": {"activations"},
+    "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
@@ -39,7 +41,9 @@ MAY_IMPORT = {
     "__init__": {"losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args"},
     "testing": {"activations", "batch", "losses"},
 }  # fmt: skip
-TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "schedules", "term_log")
+TORCH_ALONE = (
+    "functional", "activations", "batch", "batching", "mapping", "projection", "schedules", "similarity", "term_log",
+)  # fmt: skip
 
 
 def imports(path):

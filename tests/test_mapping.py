@@ -107,6 +107,7 @@ def test_indices_that_are_not_whole_numbers_are_refused(pairs):
     [
         ("uniform", LayerMapping.uniform()),
         ("last", LayerMapping.last()),
+        ("first", LayerMapping.first()),
         ({1: 4, 3: 12}, LayerMapping.pairs({1: 4, 3: 12})),
         ({"1": 4, "3": 12}, LayerMapping.pairs({1: 4, 3: 12})),  # what JSON makes of the keys
         ({"-1": -1}, LayerMapping.pairs({-1: -1})),
@@ -117,9 +118,9 @@ def test_parse_takes_names_dicts_and_json_keys(value, expected):
     assert LayerMapping.parse(value) == expected
 
 
-@pytest.mark.parametrize("value", ["first", "", "Uniform", None, 3])
+@pytest.mark.parametrize("value", ["middle", "", "Uniform", None, 3])
 def test_parse_refuses_anything_else(value):
-    with pytest.raises(ValueError, match="must be 'uniform', 'last' or a dict"):
+    with pytest.raises(ValueError, match="must be 'uniform', 'first', 'last' or a dict"):
         LayerMapping.parse(value)
 
 
@@ -132,3 +133,29 @@ def test_parse_refuses_dicts_of_anything_but_whole_numbers(value):
 @pytest.mark.parametrize(("value", "text"), [("uniform", "uniform"), ("last", "last"), ({1: 4}, "{1: 4}")])
 def test_text_is_what_the_user_wrote(value, text):
     assert str(LayerMapping.parse(value)) == text
+
+
+def test_first_maps_on_the_block_of_the_same_number():
+    assert LayerMapping.first().resolve(3, 12) == ((1, 1), (2, 2), (3, 3))
+
+
+def test_several_teacher_layers_for_one_student_layer():
+    assert LayerMapping.pairs({1: (1, 2), -1: [3, -1]}).resolve(2, 5) == ((1, (1, 2)), (2, (3, 5)))
+    assert LayerMapping.parse({"1": [1, 2]}) == LayerMapping.parse({1: (1, 2)})
+    assert str(LayerMapping.parse({"1": [1, 2]})) == "{1: (1, 2)}"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({1: (1, 1)}, "uses a teacher layer more than once"),
+        ({1: (1, 2), 2: 2}, "uses a teacher layer more than once"),
+        ({1: (1, 7)}, "teacher hidden state 7, but the teacher has 5 layers"),
+        ({1: ()}, "at least one teacher layer"),
+        ({1: (1, 2.0)}, "must be whole numbers"),
+        ({1: ("1",)}, "must be whole numbers"),
+    ],
+)
+def test_bad_groups_of_teacher_layers_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        LayerMapping.pairs(pairs).resolve(2, 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import different_tensors, run
+from parity import coupled_terms, different_tensors, run
 
 from hf_distill.testing import TASKS
 
@@ -36,11 +36,11 @@ def assert_same_run(ours, theirs):
     for part in ("gradients", "weights", "losses"):
         assert different_tensors(ours[part], theirs[part]) == [], part
     assert ours["losses"], "the losses should have learned parameters in this test"
-    assert len(ours["metrics"]) == 12
+    assert len(ours["metrics"]) == 13
     assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
     for mine, other in zip(ours["logs"], theirs["logs"], strict=True):
         terms = {key for key in other if key.endswith("loss")}
-        assert len(terms) == 11
+        assert len(terms) == 12
         assert {key: mine[key] for key in terms} == pytest.approx({key: other[key] for key in terms}, rel=1e-5)
 
 
@@ -53,3 +53,11 @@ def test_result_does_not_depend_on_accumulation(name, batch_size, accumulation):
 @pytest.mark.parametrize("name", TASKS)
 def test_result_does_not_depend_on_processes(name, two_processes):
     assert_same_run(two_processes[name], whole_batch(name))
+
+
+def test_losses_that_couple_rows_do_not_depend_on_processes(two_processes):
+    """The same four micro-batches a step, on one process and on two."""
+    ours, theirs = two_processes["coupled"], run("token", batch_size=4, accumulation=4, losses=coupled_terms())
+    for part in ("gradients", "weights", "losses"):
+        assert different_tensors(ours[part], theirs[part]) == [], part
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)

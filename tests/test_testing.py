@@ -6,7 +6,18 @@ from torch.nn import functional as torch_functional
 
 from hf_distill.activations import Needs
 from hf_distill.functional import kl_divergence
-from hf_distill.losses import AttentionLoss, DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import (
+    AttentionLoss,
+    CKALoss,
+    ContrastiveLoss,
+    DistillationLoss,
+    HardLabelLoss,
+    HiddenStateLoss,
+    RelationalAngleLoss,
+    RelationalDistanceLoss,
+    SimilarityPreservingLoss,
+    SoftTargetLoss,
+)
 from hf_distill.testing import TASKS, check_loss, tiny_task
 
 OURS = {
@@ -22,6 +33,15 @@ OURS = {
     "hidden last": HiddenStateLoss("last"),
     "hidden normalized": HiddenStateLoss({0: 0, -1: -1}, distance="normalized_mse"),
     "hidden cosine": HiddenStateLoss({1: 2}, distance="cosine"),
+    "cka": CKALoss(),
+    "similarity preserving": SimilarityPreservingLoss({1: (1, 2)}),
+    "distances": RelationalDistanceLoss(pooling="first"),
+    "angles": RelationalAngleLoss(),
+    "contrastive": ContrastiveLoss("uniform"),
+    "contrastive first": ContrastiveLoss(pooling="first"),
+    "hidden first": HiddenStateLoss(positions="first"),
+    "hidden averaged": HiddenStateLoss({1: (1, 2)}),
+    "attention averaged": AttentionLoss({2: (1, 2)}),
     "attention": AttentionLoss(),
     "attention kl": AttentionLoss("last", distance="kl"),
 }
@@ -155,7 +175,26 @@ class GuessesThePadding(LogitDistance):
         return (values.sum(-1) / values.shape[-1]).sum() / batch.totals["rows"]
 
 
+class CouplesRowsInUnequalShares(DistillationLoss):
+    """Every micro-batch counts as much, however few rows it has."""
+
+    couples_rows = True
+
+    def forward(self, student, teacher, batch):
+        ours, theirs = batch.predictions(student, teacher)
+        return (ours.float() @ ours.float().T - theirs.float() @ theirs.float().T).square().mean()
+
+
+class DividesByTheSpread(DistillationLoss):
+    couples_rows = True
+
+    def forward(self, student, teacher, batch):
+        ours, theirs = (x.float() for x in batch.predictions(student, teacher))
+        return batch.mean((ours / ours.std(0) - theirs / theirs.std(0)).square().mean(-1))
+
+
 WRONG = [
+    (CouplesRowsInUnequalShares, ("rows",), "ignores the window's counts"),
     (MeansByItself, ("tokens",), "depends on how the batch is split"),
     (MeansByItself, ("rows",), "depends on how the batch is split"),
     (SumsAndDividesByItsOwnCount, ("causal_lm",), "depends on how the batch is split"),
@@ -179,6 +218,12 @@ WRONG = [
 def test_a_wrong_loss_is_caught_and_told_why(loss, kinds, message):
     with pytest.raises(AssertionError, match=f"kind '{kinds[0]}' the loss .*{message}"):
         check_loss(loss(), kinds=kinds)
+
+
+@pytest.mark.filterwarnings("ignore:std.*degrees of freedom")
+def test_a_loss_that_fails_on_a_single_row_is_caught():
+    with pytest.raises(AssertionError, match="on a single row"):
+        check_loss(DividesByTheSpread(), kinds=("rows",))
 
 
 @pytest.mark.parametrize("loss", dict.fromkeys(entry[0] for entry in WRONG), ids=lambda loss: loss.__name__)

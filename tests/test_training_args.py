@@ -24,6 +24,7 @@ SETTINGS = {
     "beta": 0.1,
     "soft_target_positions": "all",
     "hidden_state_distance": "cosine",
+    "hidden_state_positions": "first",
     "layer_mapping": {1: 4, -1: -1},
     "teacher_model_name_or_path": "some/teacher",
     "teacher_model_revision": "v2",
@@ -80,7 +81,14 @@ def test_command_line_without_options_means_the_defaults(base):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("uniform", "uniform"), ("last", "last"), ('{"1": 4}', {1: 4}), ('{"0": 0, "-1": -1}', {0: 0, -1: -1})],
+    [
+        ("uniform", "uniform"),
+        ("last", "last"),
+        ('{"1": 4}', {1: 4}),
+        ('{"0": 0, "-1": -1}', {0: 0, -1: -1}),
+        ("first", "first"),
+        ('{"1": [1, 2], "2": 4}', {1: (1, 2), 2: 4}),
+    ],
 )
 def test_layer_mapping_from_the_command_line(base, text, expected):
     args = from_command_line(base, "--hidden_state_weight", "1", "--layer_mapping", text)
@@ -149,7 +157,7 @@ def test_weights_that_are_all_zero_are_refused(base):
         ({"divergence": "kl"}, "divergence must be one of .*'forward_kl'.*got 'kl'"),
         ({"soft_target_positions": "some"}, "positions must be one of .*got 'some'"),
         ({"hidden_state_distance": "l1"}, "distance must be one of .*got 'l1'"),
-        ({"layer_mapping": "first"}, "layer_mapping must be 'uniform', 'last' or a dict"),
+        ({"layer_mapping": "middle"}, "layer_mapping must be 'uniform', 'first', 'last' or a dict"),
         ({"layer_mapping": {"a": 1}}, "layer_mapping must map whole numbers to whole numbers"),
         ({"layer_mapping": {1: 1.5}}, "layer_mapping must map whole numbers to whole numbers"),
         ({"layer_mapping": {}}, "layer_mapping|LayerMapping"),

@@ -4,16 +4,23 @@
 
 from hf_distill.losses.attention import AttentionLoss
 from hf_distill.losses.base import DistillationLoss, LossTerms
+from hf_distill.losses.cka import CKALoss
+from hf_distill.losses.contrastive import ContrastiveLoss
 from hf_distill.losses.decoupled import DecoupledLoss
 from hf_distill.losses.dist import DISTLoss
 from hf_distill.losses.hard_label import HardLabelLoss, hard_label_names
 from hf_distill.losses.hidden_state import HiddenStateLoss
 from hf_distill.losses.logit_mse import LogitMSELoss
+from hf_distill.losses.pooled import PooledLoss
 from hf_distill.losses.ranking import RankingLoss
+from hf_distill.losses.relational import RelationalAngleLoss, RelationalDistanceLoss
+from hf_distill.losses.similarity_preserving import SimilarityPreservingLoss
 from hf_distill.losses.soft_target import SoftTargetLoss
 
 __all__ = [
     "AttentionLoss",
+    "CKALoss",
+    "ContrastiveLoss",
     "DISTLoss",
     "DecoupledLoss",
     "DistillationLoss",
@@ -21,7 +28,11 @@ __all__ = [
     "HiddenStateLoss",
     "LogitMSELoss",
     "LossTerms",
+    "PooledLoss",
     "RankingLoss",
+    "RelationalAngleLoss",
+    "RelationalDistanceLoss",
+    "SimilarityPreservingLoss",
     "SoftTargetLoss",
     "hard_label_names",
 ]

@@ -12,7 +12,8 @@ from hf_distill.activations import Activations, Needs, Shapes
 from hf_distill.batch import Batch
 from hf_distill.functional import at_least_fp32, attention_kl_divergence
 from hf_distill.losses.base import DistillationLoss
-from hf_distill.mapping import LayerMapping
+from hf_distill.losses.layers import Pairs, averaged, require_one_shape, student_layers, teacher_layers
+from hf_distill.mapping import LayerMapping, layers_of
 from hf_distill.schedules import Schedule
 
 ATTENTION_DISTANCES = ("mse", "kl")
@@ -22,7 +23,8 @@ class AttentionLoss(DistillationLoss):
     """Distance between mapped attention maps, averaged over the real query tokens, heads and mapped layers.
 
     The maps are probabilities, after the softmax. Where the numbers of heads differ, both are averaged over heads
-    first. Asking for maps makes both models run eager attention.
+    first; where several teacher layers are mapped on one student layer, their maps are. Asking for maps makes both
+    models run eager attention.
 
     Args:
         layer_mapping: As in [`HiddenStateLoss`]; index `k` is the map of the block whose output is hidden state `k`.
@@ -58,24 +60,20 @@ class AttentionLoss(DistillationLoss):
         self.layer_mapping = LayerMapping.parse(layer_mapping)
         self.distance = distance
         self.needs_distributions = distance == "kl"
-        self.pairs: tuple[tuple[int, int], ...] = ()
+        self.pairs: Pairs = ()
 
     def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
         ours, theirs = student_shapes.attentions, teacher_shapes.attentions
         self.pairs = self.layer_mapping.resolve(len(ours), len(theirs))
         for s, t in self.pairs:
-            if 0 in (s, t):
-                raise ValueError(f"The embedding output has no attention map, but layer_mapping pairs {s} with {t}.")
-            if ours[s - 1][2:] != theirs[t - 1][2:]:
-                raise ValueError(
-                    f"The attention map of student layer {s} is {ours[s - 1][2:]} tokens, that of teacher layer {t} "
-                    f"{theirs[t - 1][2:]}: they do not describe the same tokens. Drop the attention loss."
-                )
-        self.student_needs = Needs(attentions=tuple(sorted(s for s, _ in self.pairs)))
-        self.teacher_needs = Needs(attentions=tuple(sorted(t for _, t in self.pairs)))
+            for index in layers_of(t):
+                _require_same_tokens(s, ours, index, theirs)
+            require_one_shape(t, dict(enumerate(theirs, 1)))
+        self.student_needs = Needs(attentions=student_layers(self.pairs))
+        self.teacher_needs = Needs(attentions=teacher_layers(self.pairs))
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-        pairs = [(student.attentions[s], teacher.attentions[t]) for s, t in self.pairs]
+        pairs = [(student.attentions[s], averaged(teacher.attentions, t, lambda x: x)) for s, t in self.pairs]
         return torch.stack([self._compare(ours, theirs, batch) for ours, theirs in pairs]).mean()
 
     def _compare(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
@@ -91,3 +89,15 @@ class AttentionLoss(DistillationLoss):
     def formula(self) -> str:
         layers = dict(self.pairs) if self.pairs else self.layer_mapping
         return f"{self.distance} of attention maps, student layer: teacher layer = {layers}"
+
+
+def _require_same_tokens(
+    s: int, ours: tuple[tuple[int, ...], ...], t: int, theirs: tuple[tuple[int, ...], ...]
+) -> None:
+    if 0 in (s, t):
+        raise ValueError(f"The embedding output has no attention map, but layer_mapping pairs {s} with {t}.")
+    if ours[s - 1][2:] != theirs[t - 1][2:]:
+        raise ValueError(
+            f"The attention map of student layer {s} is {ours[s - 1][2:]} tokens, that of teacher layer {t} "
+            f"{theirs[t - 1][2:]}: they do not describe the same tokens. Drop the attention loss."
+        )

@@ -10,7 +10,7 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from hf_distill.heads import core_model
-from hf_distill.mapping import LayerMapping
+from hf_distill.mapping import LayerMapping, layers_of
 from hf_distill.students.depth import Cut, Stack, fill, find_stack, skeleton, sources
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -143,7 +143,7 @@ def _choices(stack: Stack, name: str, value: int | Sequence[int]) -> list[tuple[
             "one of those, or the blocks themselves."
         )
     pairs = LayerMapping.uniform().resolve(student_layers=value, teacher_layers=stack.depth)  # type: ignore[arg-type]
-    blocks = tuple(teacher - 1 for _, teacher in pairs)
+    blocks = tuple(layers_of(teacher)[0] - 1 for _, teacher in pairs)
     return [blocks, (0, *blocks[1:])]
 
 
