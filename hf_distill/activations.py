@@ -18,39 +18,44 @@ TRAITS = (
     "single_label_classification", "multi_label_classification", "regression", "two_classes",
 )  # fmt: skip
 Indices = Literal[True] | tuple[int, ...]
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Which outputs a loss reads: the logits, hidden states and attention maps (`True` for all, or their indices).
+    """Which outputs a loss reads: the logits, and of which layers (`True` for all, or their indices) the hidden
+    states, the attention maps, and the queries, keys and values of attention.
 
-    The attention map with index `k` is that of the block whose output is hidden state `k`; the first is 1.
+    What has index `k` is of the block whose output is hidden state `k`; the first block is 1.
     """
 
     logits: bool = False
     hidden_states: Indices = ()
     attentions: Indices = ()
+    qkv: Indices = ()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
             self.logits or other.logits,
             _union(self.hidden_states, other.hidden_states),
             _union(self.attentions, other.attentions),
+            _union(self.qkv, other.qkv),
         )
 
     def __bool__(self) -> bool:
-        return self.logits or bool(self.hidden_states) or bool(self.attentions)
+        return self.logits or bool(self.hidden_states) or bool(self.attentions) or bool(self.qkv)
 
     def of_every_layer(self) -> Needs:
         """The same kinds of output, of all layers."""
-        return Needs(self.logits, True if self.hidden_states else (), True if self.attentions else ())
+        every: list[Indices] = [True if asked else () for asked in (self.hidden_states, self.attentions, self.qkv)]
+        return Needs(self.logits, *every)
 
     @classmethod
     def union(cls, needs: Iterable[Needs]) -> Needs:
         """Everything that any of several losses reads.
 
         >>> Needs.union([Needs(logits=True), Needs(hidden_states=(4, 1)), Needs(hidden_states=(4,))])
-        Needs(logits=True, hidden_states=(1, 4), attentions=())
+        Needs(logits=True, hidden_states=(1, 4), attentions=(), qkv=())
         """
         united = cls()
         for need in needs:
@@ -151,28 +156,35 @@ class Activations:
         hidden_states: `hidden_states` index -> (B, T, H), only the requested ones.
         attentions: Index of the block's output -> (B, A, T, T), rows are queries; only the requested ones.
         stack: `"encoder"` or `"decoder"`, the stack that `hidden_states` belong to.
+        qkv: Index of the block's output -> its queries (B, A, T, D), keys and values (B, A or a divisor of it, T, D),
+            as they enter attention; only the requested ones.
     """
 
     logits: Tensor | None = None
     hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
     attentions: Mapping[int, Tensor] = field(default_factory=dict)
     stack: Literal["encoder", "decoder"] = "encoder"
+    qkv: Mapping[int, QKV] = field(default_factory=dict)
 
     @classmethod
-    def from_outputs(cls, outputs: Mapping[str, Any], head: Head, needs: Needs) -> Activations:
-        """Pick what is needed out of a Transformers model's output."""
+    def from_outputs(
+        cls, outputs: Mapping[str, Any], head: Head, needs: Needs, qkv: Mapping[int, QKV] | None = None
+    ) -> Activations:
+        """Pick what is needed out of a Transformers model's output, and of what was recorded while it ran."""
         return cls(
             head.answers(outputs) if needs.logits else None,
             _picked(outputs.get("hidden_states"), needs.hidden_states, "hidden states", first=0),
             _picked(outputs.get("attentions"), needs.attentions, "attention maps", first=1),
             head.stack,
+            dict(qkv or {}),
         )
 
     def __or__(self, other: Activations) -> Activations:
         """Two parts of one answer; what both have is the left one's."""
         logits = self.logits if self.logits is not None else other.logits
         states = {**other.hidden_states, **self.hidden_states}
-        return Activations(logits, states, {**other.attentions, **self.attentions}, other.stack)
+        maps, qkv = {**other.attentions, **self.attentions}, {**other.qkv, **self.qkv}
+        return Activations(logits, states, maps, other.stack, qkv)
 
     def at_positions(self, head: Head, inputs: Mapping[str, Any]) -> Activations:
         """The same activations, their logits at the positions that can be supervised."""
@@ -184,16 +196,20 @@ class Activations:
             tuple(tuple(tensors[index].shape) for index in sorted(tensors))
             for tensors in (self.hidden_states, self.attentions)
         )
-        return Shapes(None if self.logits is None else tuple(self.logits.shape), states, maps)
+        qkv = tuple(tuple(tuple(x.shape) for x in self.qkv[index]) for index in sorted(self.qkv))
+        return Shapes(None if self.logits is None else tuple(self.logits.shape), states, maps, qkv)
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes seen in one dry forward: of the logits, and of every hidden state and attention map, in order."""
+    """Shapes seen in one dry forward: of the logits, and of every hidden state, attention map, and queries, keys and
+    values, in order.
+    """
 
     logits: tuple[int, ...] | None = None
     hidden_states: tuple[tuple[int, ...], ...] = ()
     attentions: tuple[tuple[int, ...], ...] = ()
+    qkv: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
 
 def _picked(returned: Any, indices: Indices, what: str, first: int) -> dict[int, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.preflight import as_loaded
 from hf_distill.teachers import TeacherAnswersCollator
+from hf_distill.teachers.cache import require_cacheable
 from hf_distill.teachers.cached import column_names
 from hf_distill.teachers.keeper import CacheKeeper
 from hf_distill.teachers.loading import cache_dtype
@@ -21,6 +22,7 @@ def make_keeper(trainer: DistillationTrainer) -> CacheKeeper | None:
     args, teacher = trainer.args, trainer.teacher
     if not getattr(args, "teacher_cache_dir", None) or teacher is None or not trainer.losses.teacher_needs:
         return None
+    require_cacheable(trainer.losses.teacher_needs)
     dtype = cache_dtype(args, args.device)
     labels = trainer.label_names
     return CacheKeeper(args.teacher_cache_dir, teacher, trainer.head, labels, dtype, args.teacher_cache_dtype)

@@ -25,6 +25,7 @@ from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
 from hf_distill.losses import LossTerms
 from hf_distill.random_state import preserved_random_state
+from hf_distill.recording import recording
 from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
 
@@ -119,7 +120,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         use_eager_attention(student)
     if losses.teacher_needs.attentions and isinstance(trainer.teacher, LocalTeacher):
         trainer.teacher.use_eager_attention()
-    if inputs is None and losses.student_needs.hidden_states:
+    if inputs is None and (losses.student_needs.hidden_states or losses.student_needs.qkv):
         inputs = dict(getattr(student, "dummy_inputs", None) or {})
         trains = False
     with preserved_random_state(trainer.args.seed), torch.no_grad():
@@ -134,9 +135,10 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
             _refuse_missing_labels(losses, batch, trainer.label_names)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
         needs, was_training = (losses.student_needs | Needs(logits=True)).of_every_layer(), student.training
-        outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
+        with recording(student, needs.qkv) as qkv:
+            outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
         student.train(was_training)
-        answer = Activations.from_outputs(outputs, trainer.head, needs).at_positions(trainer.head, inputs)
+        answer = Activations.from_outputs(outputs, trainer.head, needs, qkv).at_positions(trainer.head, inputs)
         losses.refuse_undefined(trainer.head, batch.problem, answer.shapes())
         teacher = _set_up(trainer, answer, inputs, required=trains)
         losses.to(trainer.args.device)
@@ -178,6 +180,13 @@ def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
     """
     args = trainer.args
     asked = getattr(args, "padding_free", None)
+    if trainer.losses.student_needs.qkv:
+        if asked:
+            raise ValueError(
+                "padding_free=True runs the student on parts of a batch, whose queries, keys and values cannot be put "
+                "together. Leave it unset, or drop the loss on attention relations."
+            )
+        return False
     wanted = args.device.type == "cpu" and not args.torch_compile if asked is None else asked
     inputs = sample_inputs(trainer) if wanted else None
     if not inputs or "input_ids" not in inputs:

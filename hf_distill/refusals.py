@@ -105,16 +105,21 @@ def choose_losses(
 
 
 def refuse_attention(losses: LossTerms, student: nn.Module, args: TrainingArguments) -> None:
-    """Refuse attention maps that would not be what they seem."""
-    if not losses.student_needs.attentions:
+    """Refuse attention maps, queries, keys and values that would not be what they seem."""
+    if losses.student_needs.qkv and args.torch_compile:
+        raise ValueError(
+            "torch_compile leaves out the recording of queries, keys and values. Set torch_compile=False, or drop the "
+            "loss on attention relations."
+        )
+    if not losses.student_needs.attentions and not losses.student_needs.qkv:
         return
     checkpointing: Any = (
         getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
     )
     if checkpointing.get("use_reentrant"):
         raise ValueError(
-            "Reentrant activation checkpointing returns attention maps without a gradient, so their loss would teach "
-            "nothing. Set use_reentrant to False."
+            "Reentrant activation checkpointing returns attention maps, queries, keys and values without a gradient, "
+            "so their loss would teach nothing. Set use_reentrant to False."
         )
     config = core_model(student).config
     dropout = {name: getattr(config, name, 0.0) for name in _ATTENTION_DROPOUTS}

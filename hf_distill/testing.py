@@ -5,6 +5,7 @@ Nothing here is imported by the rest of the package.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_distill.activations import Activations, Head
+from hf_distill.activations import QKV, Activations, Head
 from hf_distill.batch import Batch
 from hf_distill.losses import DistillationLoss
 
@@ -271,7 +272,8 @@ def _synthetic(kind: str) -> tuple[dict[str, Tensor], Activations, Activations, 
         keys = mask[:, None, None, :].bool().expand(4, width // 2, 5, 5)
         scores = torch.randn(4, width // 2, 5, 5).masked_fill(~keys, float("-inf"))
         maps = {index: scores.softmax(-1).requires_grad_() for index in (1, 2)}
-        return Activations(logits, states, maps, head.stack)
+        qkv = {index: tuple(torch.randn(4, width // 2, 5, 2, requires_grad=True) for _ in "qkv") for index in (1, 2)}
+        return Activations(logits, states, maps, head.stack, qkv)  # type: ignore[arg-type]
 
     return inputs, activations(4), activations(6), head
 
@@ -300,7 +302,8 @@ def _padded(
             k: torch.cat([torch.nn.functional.pad(m, (0, 2)), torch.full((4, m.shape[1], 2, 7), float("nan"))], 2)
             for k, m in activations.attentions.items()
         }
-        return Activations(logits, states, maps, activations.stack)
+        qkv = _qkv(activations, lambda x: torch.cat([x, torch.full((4, x.shape[1], 2, 2), float("nan"))], 2))
+        return Activations(logits, states, maps, activations.stack, qkv)
 
     return wider, pad(student), pad(teacher)
 
@@ -310,7 +313,7 @@ def _rows(
 ) -> tuple[Any, Activations, Activations]:
     def cut(a: Activations) -> Activations:
         states, maps = ({k: h[part] for k, h in tensors.items()} for tensors in (a.hidden_states, a.attentions))
-        return Activations(a.logits[part], states, maps, a.stack)  # type: ignore[index]
+        return Activations(a.logits[part], states, maps, a.stack, _qkv(a, lambda x: x[part]))  # type: ignore[index]
 
     return {key: v[part] for key, v in inputs.items()}, cut(student), cut(teacher)
 
@@ -326,11 +329,16 @@ def _cast(activations: Activations, dtype: torch.dtype) -> Activations:
     states, maps = (
         {k: h.to(dtype) for k, h in tensors.items()} for tensors in (activations.hidden_states, activations.attentions)
     )
-    return Activations(logits.to(dtype), states, maps, activations.stack)
+    return Activations(logits.to(dtype), states, maps, activations.stack, _qkv(activations, lambda x: x.to(dtype)))
+
+
+def _qkv(activations: Activations, change: Callable[[Tensor], Tensor]) -> dict[int, QKV]:
+    return {index: (change(q), change(k), change(v)) for index, (q, k, v) in activations.qkv.items()}
 
 
 def _tensors(activations: Activations) -> list[Any]:
-    return [activations.logits, *activations.hidden_states.values(), *activations.attentions.values()]
+    vectors = [x for three in activations.qkv.values() for x in three]
+    return [activations.logits, *activations.hidden_states.values(), *activations.attentions.values(), *vectors]
 
 
 def _close(a: Tensor, b: Tensor, relative: float = 1e-5) -> bool:

@@ -20,6 +20,7 @@ from hf_distill.caching import collator_after_filling, make_keeper
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
 from hf_distill.preflight import align, dry_run
+from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,
     refuse_attention,
@@ -162,8 +163,9 @@ class DistillationTrainer(Trainer):
             needs = needs | Needs(logits=labelled)
 
         def step(student: nn.Module, **student_inputs: Any) -> tuple[Any, dict[str, Tensor], Any]:
-            outputs = self._run_student(student, student_inputs, needs.forward_arguments())
-            answer = Activations.from_outputs(outputs, self.head, needs).at_positions(self.head, inputs)
+            with recording(student, needs.qkv) as qkv:
+                outputs = self._run_student(student, student_inputs, needs.forward_arguments())
+            answer = Activations.from_outputs(outputs, self.head, needs, qkv).at_positions(self.head, inputs)
             task_loss, replaced = None, {}
             if self.compute_loss_func is not None and labelled:
                 task_loss = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=num_items)

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.losses import (
     AttentionLoss,
+    AttentionRelationLoss,
     CKALoss,
     ContrastiveLoss,
     HardLabelLoss,
@@ -52,6 +53,7 @@ def every_term():
         "first": HiddenStateLoss({1: (1, 2), 2: (3, 4)}, positions="first"),
         "maps": AttentionLoss("last"),
         "attention": AttentionLoss({1: 1}, distance="kl"),
+        "relations": AttentionRelationLoss("last", relation_heads=4),
     }
 
 

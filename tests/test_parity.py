@@ -36,11 +36,11 @@ def assert_same_run(ours, theirs):
     for part in ("gradients", "weights", "losses"):
         assert different_tensors(ours[part], theirs[part]) == [], part
     assert ours["losses"], "the losses should have learned parameters in this test"
-    assert len(ours["metrics"]) == 13
+    assert len(ours["metrics"]) == 14
     assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
     for mine, other in zip(ours["logs"], theirs["logs"], strict=True):
         terms = {key for key in other if key.endswith("loss")}
-        assert len(terms) == 12
+        assert len(terms) == 13
         assert {key: mine[key] for key in terms} == pytest.approx({key: other[key] for key in terms}, rel=1e-5)
 
 

@@ -162,7 +162,9 @@ def test_the_student_cannot_be_its_own_teacher(make_trainer):
 
 
 def test_what_is_no_teacher_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="teacher_model must be a model, a path or Hub name, or a Teacher"):
+    with pytest.raises(
+        ValueError, match="teacher_model must be a model, a path or Hub name, a list of these, or a Teacher"
+    ):
         make_trainer(tiny_task("single_label"), teacher_model=3)
 
 

@@ -8,6 +8,7 @@ from hf_distill.activations import Needs
 from hf_distill.functional import kl_divergence
 from hf_distill.losses import (
     AttentionLoss,
+    AttentionRelationLoss,
     CKALoss,
     ContrastiveLoss,
     DistillationLoss,
@@ -33,6 +34,8 @@ OURS = {
     "hidden last": HiddenStateLoss("last"),
     "hidden normalized": HiddenStateLoss({0: 0, -1: -1}, distance="normalized_mse"),
     "hidden cosine": HiddenStateLoss({1: 2}, distance="cosine"),
+    "relations": AttentionRelationLoss("uniform", relation_heads=2),
+    "relations of attention": AttentionRelationLoss(relations=("attention", "values"), relation_heads=1),
     "cka": CKALoss(),
     "similarity preserving": SimilarityPreservingLoss({1: (1, 2)}),
     "distances": RelationalDistanceLoss(pooling="first"),

@@ -3,6 +3,7 @@
 """
 
 from hf_distill.losses.attention import AttentionLoss
+from hf_distill.losses.attention_relations import AttentionRelationLoss
 from hf_distill.losses.base import DistillationLoss, LossTerms
 from hf_distill.losses.cka import CKALoss
 from hf_distill.losses.contrastive import ContrastiveLoss
@@ -19,6 +20,7 @@ from hf_distill.losses.soft_target import SoftTargetLoss
 
 __all__ = [
     "AttentionLoss",
+    "AttentionRelationLoss",
     "CKALoss",
     "ContrastiveLoss",
     "DISTLoss",

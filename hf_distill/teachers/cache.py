@@ -54,6 +54,7 @@ class TeacherCache:
         label_names: Iterable[str] = (),
         state_dtype: str = "float16",
     ) -> None:
+        require_cacheable(needs)
         if True in (needs.hidden_states, needs.attentions) or not needs:
             raise ValueError(f"A teacher cache keeps chosen layers: needs must name their indices, got {needs}.")
         if state_dtype not in ("float16", "float32"):
@@ -155,6 +156,19 @@ def teacher_folder(folder: str | os.PathLike[str], name: str, teacher_fingerprin
     """Where everything is kept that one teacher said."""
     readable = re.sub(r"[^\w.-]+", "-", Path(name).name)[-40:] or "teacher"
     return Path(folder) / f"{readable}-{teacher_fingerprint[:16]}"
+
+
+def require_cacheable(needs: Needs) -> None:
+    """Refuse what is not stored.
+
+    Raises:
+        ValueError: If a loss reads queries, keys and values.
+    """
+    if needs.qkv:
+        raise ValueError(
+            "A teacher cache does not store queries, keys and values, which the loss on attention relations reads. "
+            "Leave teacher_cache_dir unset, or drop that loss."
+        )
 
 
 def answer_columns(answer: Activations, needs: Needs) -> dict[str, Tensor]:

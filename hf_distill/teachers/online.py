@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
+from hf_distill.recording import recording
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
 from hf_distill.teachers.shortened import Shortener
 
@@ -61,14 +62,16 @@ class OnlineTeacher:
         reduced = dtype is not None and dtype != own_dtype and own_dtype == torch.float32
 
         def forward() -> Activations:
-            with torch.autocast(device.type, dtype, enabled=reduced):
-                return Activations.from_outputs(self.model(**moved, **extra), self.head, needs)
+            with torch.autocast(device.type, dtype, enabled=reduced), recording(self.model, needs.qkv) as qkv:
+                outputs = self.model(**moved, **extra)
+            return Activations.from_outputs(outputs, self.head, needs, qkv)
 
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         answer = self._shortener.run(self.model, needs, forward)
         answer.logits = None if answer.logits is None else answer.logits.to(source)
         answer.hidden_states = {index: state.to(source) for index, state in answer.hidden_states.items()}
         answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
+        answer.qkv = {index: (q.to(source), k.to(source), v.to(source)) for index, (q, k, v) in answer.qkv.items()}
         return answer
 
     def load(self) -> None:

@@ -15,12 +15,13 @@ _MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Value
 
 
 def last_needed_block(needs: Needs) -> int | None:
-    """Number of the last block whose output is read; `None` if that is the model's own last one.
+    """Number of the last block whose output is read; `None` if that is the model's own last one, or (for queries, keys
+    and values) where all blocks are counted.
 
     >>> last_needed_block(Needs(hidden_states=(0, 4), attentions=(2,)))
     4
     """
-    if needs.logits or needs.hidden_states is True or needs.attentions is True:
+    if needs.logits or needs.qkv or needs.hidden_states is True or needs.attentions is True:
         return None
     return max((*needs.hidden_states, *needs.attentions), default=None)
 
