@@ -11,34 +11,36 @@ PACKAGE = Path(hf_distill.__file__).parent
 # Room -> the rooms it may import from. A module is its own room, a folder is one.
 MAY_IMPORT = {
     "functional": set(),
-    "activations": set(),
+    "unprojected": {"functional"},
+    "activations": {"unprojected"},
     "mapping": set(),
     "projection": set(),
-    "batch": {"activations"},
+    "batch": {"activations", "unprojected"},
     "batching": {"activations"},
     "random_state": set(),
     "term_log": set(),
     "heads": {"activations"},
-    "losses": {"functional", "activations", "batch", "mapping", "projection"},
-    "teachers": {"activations", "batching", "heads", "random_state"},
-    "alignment": {"activations"},
+    "output_head": {"activations", "heads", "unprojected"},
+    "losses": {"functional", "activations", "batch", "mapping", "projection", "unprojected"},
+    "teachers": {"activations", "batching", "heads", "random_state", "unprojected"},
+    "alignment": {"activations", "unprojected"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
     "reports": {"functional", "activations", "losses"},
     "refusals": {"activations", "heads", "losses", "training_args"},
     "preflight": {
-        "activations", "alignment", "batch", "batching", "heads", "losses", "random_state", "teachers",
+        "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "teachers",
     },
     "caching": {"preflight", "teachers"},
     "trainer": {
-        "activations", "batch", "batching", "caching", "heads", "losses", "preflight", "refusals", "reports",
-        "teachers", "term_log", "training_args", "wrapped_forward",
+        "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "refusals",
+        "reports", "teachers", "term_log", "training_args", "wrapped_forward",
     },
     "__init__": {"losses", "mapping", "students", "teachers", "trainer", "training_args"},
-    "testing": {"activations", "batch", "losses"},
+    "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
-TORCH_ALONE = ("functional", "activations", "batch", "batching", "mapping", "projection", "term_log")
+TORCH_ALONE = ("functional", "unprojected", "activations", "batch", "batching", "mapping", "projection", "term_log")
 
 
 def imports(path):

@@ -3,7 +3,7 @@
 """
 
 from hf_distill.losses.attention import AttentionLoss
-from hf_distill.losses.base import DistillationLoss, LossTerms
+from hf_distill.losses.base import DistillationLoss, LossTerms, evaluate_losses
 from hf_distill.losses.hard_label import HardLabelLoss, hard_label_names
 from hf_distill.losses.hidden_state import HiddenStateLoss
 from hf_distill.losses.soft_target import SoftTargetLoss
@@ -15,5 +15,6 @@ __all__ = [
     "HiddenStateLoss",
     "LossTerms",
     "SoftTargetLoss",
+    "evaluate_losses",
     "hard_label_names",
 ]

@@ -29,6 +29,7 @@ class HardLabelLoss(DistillationLoss):
     student_needs = Needs(logits=True)
     teacher_needs = Needs()
     over = "labels"
+    by_position = True
 
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(weight)

@@ -43,6 +43,7 @@ class SoftTargetLoss(DistillationLoss):
 
     student_needs = Needs(logits=True)
     teacher_needs = Needs(logits=True)
+    by_position = True
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},

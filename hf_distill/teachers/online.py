@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_distill.activations import Activations, Needs
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
+from hf_distill.unprojected import materialised
 
 
 class OnlineTeacher:
@@ -61,7 +62,7 @@ class OnlineTeacher:
             outputs = self.model(**moved, **extra)
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         answer = Activations.from_outputs(outputs, self.head, needs)
-        answer.logits = None if answer.logits is None else answer.logits.to(source)
+        answer.logits = None if answer.logits is None else materialised(answer.logits).to(source)
         answer.hidden_states = {index: state.to(source) for index, state in answer.hidden_states.items()}
         answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
         return answer
