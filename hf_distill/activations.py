@@ -136,8 +136,8 @@ class Activations:
     """What one model returned for one batch.
 
     Attributes:
-        logits: As in [`Head.answers`] when a model or teacher returns them; the losses see [`Head.at_positions`], always
-            as tensors. On the way there those of a language model may be [`UnprojectedLogits`].
+        logits: As in [`Head.answers`] when a model or teacher returns them; the losses see [`Head.at_positions`], and
+            tensors. On the way there those of a language model may be [`UnprojectedLogits`].
         hidden_states: `hidden_states` index -> (B, T, H), only the requested ones.
         attentions: Index of the block's output -> (B, A, T, T), rows are queries; only the requested ones.
         stack: `"encoder"` or `"decoder"`, the stack that `hidden_states` belong to.

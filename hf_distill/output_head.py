@@ -1,4 +1,4 @@
-"""The output head of a language model, taken off for a while: the model runs up to it, and its logits are not computed.
+"""The output head of a language model, taken off for a while: the model runs up to it and computes no logits.
 
 What a model does to the output of its head (nothing, a factor, soft-capping) is not read off its config but off the
 model itself: given known numbers instead of the head's output, what does it return? A model for which this fails keeps
@@ -8,14 +8,15 @@ its head.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_distill.activations import Activations
+from hf_distill.activations import Activations, Needs
+from hf_distill.functional import at_least_fp32
 from hf_distill.heads import core_model
 from hf_distill.unprojected import UnprojectedLogits, finished
 
@@ -55,14 +56,9 @@ class OutputHead:
         with _hooked(self.linear.register_forward_pre_hook(keep), model.register_forward_hook(give_back)):
             yield
 
-    def put_on(self, answer: Activations) -> Activations:
-        """The same answer, what the head would read as logits."""
-        if not isinstance(answer.logits, Tensor):
-            return answer
-        linear = self.linear
-        return replace(
-            answer, logits=UnprojectedLogits(answer.logits, linear.weight, linear.bias, self.scale, self.softcap)
-        )
+    def unprojected(self, hidden: Tensor) -> UnprojectedLogits:
+        """What the head would read, as logits that are not computed yet. Shape: (B, T, H)."""
+        return UnprojectedLogits(hidden, self.linear.weight, self.linear.bias, self.scale, self.softcap)
 
 
 @dataclass(frozen=True)
@@ -73,11 +69,22 @@ class OutputHeads:
     teacher: OutputHead | None = None
 
 
-def without_head(
-    model: nn.Module | None, head: OutputHead | None
-) -> contextlib.AbstractContextManager[None]:
+def without_head(model: nn.Module | None, head: OutputHead | None) -> contextlib.AbstractContextManager[None]:
     """`OutputHead.taken_off`, or nothing at all."""
     return contextlib.nullcontext() if model is None or head is None else head.taken_off(model)
+
+
+def unprojected(answer: Activations, head: OutputHead | None) -> Activations:
+    """What a model answered `without_head`, its logits not computed yet."""
+    if head is None or not isinstance(answer.logits, Tensor):
+        return answer
+    return replace(answer, logits=head.unprojected(answer.logits))
+
+
+def ask_without_head(teacher: Any, inputs: Mapping[str, Any], needs: Needs, head: OutputHead | None) -> Activations:
+    """A teacher's answer, its logits not computed yet if it has a head to take off."""
+    with without_head(getattr(teacher, "model", None), head):
+        return unprojected(teacher(inputs, needs), head)
 
 
 def find_output_head(model: nn.Module, input_ids: Tensor) -> OutputHead | None:
@@ -112,14 +119,15 @@ def _is_ordinary(linear: Any) -> bool:
 
 
 def _read_off(model: nn.Module, linear: nn.Linear, ids: Tensor) -> OutputHead | None:
-    probe = torch.linspace(-_BETWEEN, _BETWEEN, len(linear.weight), device=ids.device)
+    dtype = at_least_fp32(linear.weight[:0]).dtype
+    probe = torch.linspace(-_BETWEEN, _BETWEEN, len(linear.weight), dtype=dtype, device=ids.device)
     probe[0], probe[1] = _SMALL, _LARGE
 
     def instead(linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return probe.expand_as(output)
 
     with _hooked(linear.register_forward_hook(instead)):
-        returned = model(input_ids=ids)["logits"].float()
+        returned = model(input_ids=ids)["logits"].to(dtype)
     scale = returned.flatten()[0].item() / _SMALL
     largest = returned.flatten()[1].item()
     softcap = None if largest > 0.5 * scale * _LARGE else largest
@@ -129,12 +137,12 @@ def _read_off(model: nn.Module, linear: nn.Linear, ids: Tensor) -> OutputHead | 
 
 
 def _is_right(head: OutputHead, model: nn.Module, ids: Tensor) -> bool:
-    whole = model(input_ids=ids)["logits"].float()
+    whole = model(input_ids=ids)["logits"]
     with head.taken_off(model):
         hidden = model(input_ids=ids)["logits"]
-    ours: Any = head.put_on(Activations(hidden)).logits
-    tolerance = 1e-5 if head.linear.weight.dtype in (torch.float32, torch.float64) else 2e-2
-    return ours.shape == whole.shape and bool((ours.materialise().float() - whole).norm() <= tolerance * whole.norm())
+    ours = head.unprojected(hidden)
+    tolerance = 2e-2 if whole.dtype.itemsize == 2 else 1e-5
+    return ours.shape == whole.shape and bool((ours.materialise() - whole).norm() <= tolerance * whole.norm())
 
 
 def _in_autocast_precision(x: Tensor) -> Tensor:

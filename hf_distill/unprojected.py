@@ -95,7 +95,9 @@ def materialised(logits: Logits) -> Tensor:
 Terms = Callable[[Tensor, slice], Tensor]
 
 
-def sum_over_chunks(terms: Terms, student: UnprojectedLogits, weights: Sequence[float], chunk: int = CHUNK) -> Tensor:
+def sum_over_chunks(
+    terms: Terms, student: UnprojectedLogits, weights: Sequence[float], chunk: int | None = None
+) -> Tensor:
     """`terms(student.materialise(), all rows)`, some rows at a time.
 
     The gradient is computed in the forward pass, chunk by chunk, while the logits are there, and is accumulated in
@@ -107,7 +109,7 @@ def sum_over_chunks(terms: Terms, student: UnprojectedLogits, weights: Sequence[
             all rows is the sum of its results for parts of them.
         student: Logits of N rows.
         weights: Weight of each term in the sum that is minimised, K of them.
-        chunk: How many logits to hold at a time.
+        chunk: How many logits to hold at a time; `CHUNK` by default.
 
     Shape:
         (N, V) -> (K,).
@@ -123,7 +125,7 @@ def sum_over_chunks(terms: Terms, student: UnprojectedLogits, weights: Sequence[
     """
     hidden = student.hidden
     factors = torch.tensor(weights, dtype=at_least_fp32(hidden[:0]).dtype, device=hidden.device)
-    rows, learns = max(1, chunk // max(1, len(student.weight))), torch.is_grad_enabled()
+    rows, learns = max(1, (chunk or CHUNK) // max(1, len(student.weight))), torch.is_grad_enabled()
     with torch.autocast(hidden.device.type, enabled=False):
         summed = _SumOverChunks.apply(hidden, student.weight, student.bias, factors, student, terms, rows, learns)
     return cast(Tensor, summed)

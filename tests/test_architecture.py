@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "random_state": set(),
     "term_log": set(),
     "heads": {"activations"},
-    "output_head": {"activations", "heads", "unprojected"},
+    "output_head": {"functional", "activations", "heads", "unprojected"},
     "losses": {"functional", "activations", "batch", "mapping", "projection", "unprojected"},
     "teachers": {"activations", "batching", "heads", "random_state", "unprojected"},
     "alignment": {"activations", "unprojected"},
