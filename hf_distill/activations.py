@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_distill.unprojected import Logits
+
 # Finite, so that a masked class times a zero probability is 0 and not NaN; small enough for exp() to be exactly 0, and
 # representable in fp16.
 _MASKED_LOGIT = -1e4
@@ -132,7 +134,7 @@ class Head:
             raise ValueError(f"The model returned no logits to compare, only {sorted(outputs)}.")
         return outputs["logits"]
 
-    def at_positions(self, answers: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def at_positions(self, answers: Logits, inputs: Mapping[str, Any]) -> Logits:
         """Logits with one vector of classes at each position that can be supervised.
 
         Shape:
@@ -141,7 +143,7 @@ class Head:
         """
         if self.kind == "causal_lm" and "shift_labels" not in inputs:
             return answers[:, :-1]
-        if self.kind == "span":
+        if self.kind == "span" and isinstance(answers, Tensor):
             tokens = token_mask(inputs)
             return answers if tokens is None else answers.masked_fill(~tokens[:, None, :], _MASKED_LOGIT)
         return answers
@@ -152,7 +154,8 @@ class Activations:
     """What one model returned for one batch.
 
     Attributes:
-        logits: As in [`Head.answers`] when a model or teacher returns them; the losses see [`Head.at_positions`].
+        logits: As in [`Head.answers`] when a model or teacher returns them; the losses see [`Head.at_positions`], and
+            tensors. On the way there those of a language model may be [`UnprojectedLogits`].
         hidden_states: `hidden_states` index -> (B, T, H), only the requested ones.
         attentions: Index of the block's output -> (B, A, T, T), rows are queries; only the requested ones.
         stack: `"encoder"` or `"decoder"`, the stack that `hidden_states` belong to.
@@ -160,7 +163,7 @@ class Activations:
             as they enter attention; only the requested ones.
     """
 
-    logits: Tensor | None = None
+    logits: Logits | None = None
     hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
     attentions: Mapping[int, Tensor] = field(default_factory=dict)
     stack: Literal["encoder", "decoder"] = "encoder"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hf_distill.activations import Activations, Head
+from hf_distill.unprojected import first_classes, materialised
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ class Alignment:
             return teacher
         logits = teacher.logits
         if self.order is not None:
+            logits = materialised(logits)
             logits = logits.index_select(-1, torch.tensor(self.order, device=logits.device))
         if self.vocabulary is not None:
-            logits = logits[..., : self.vocabulary]
+            logits = first_classes(logits, self.vocabulary)
         return replace(teacher, logits=logits)
 
 

@@ -6,7 +6,7 @@ the whole accumulation window and on all processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.activations import Activations, Head, token_mask
+from hf_distill.unprojected import first_classes, materialised
 
 IGNORED = -100  # transformers' label for "no answer here"
 COUNTED = ("labels", "predictions", "all_predictions", "tokens", "rows")
@@ -103,7 +104,17 @@ class Batch:
         if mask is None:
             return x.flatten(0, 1)
         _require_same_positions(x, mask, over)
-        return x[mask]
+        # A large chunk of logits is not worth copying.
+        return x if mask.ndim == 1 and bool(mask.all()) else x[mask]
+
+    def positions(self, overs: Iterable[Over]) -> tuple[Tensor, ...]:
+        """Where any of several ways of counting logits has a position that counts, one index tensor a dimension."""
+        return torch.stack([self.masks[over] for over in overs]).any(0).nonzero(as_tuple=True)
+
+    def part(self, positions: tuple[Tensor, ...]) -> Batch:
+        """The same batch at some positions of the logits alone, its means divided by the same counts."""
+        masks = {name: self.masks[name][positions] for name in ("labels", "predictions", "all_predictions")}
+        return replace(self, labels=None if self.labels is None else self.labels[positions], masks=masks)
 
     def first_token(self, x: Tensor) -> Tensor:
         """The first real token of every sequence that has one, wherever padding lies; position 0 without tokens.
@@ -153,10 +164,10 @@ class Batch:
             raise ValueError(
                 "This loss compares logits, but does not ask for them in student_needs and teacher_needs."
             )
-        ours, theirs = self.select(student.logits, over), self.select(teacher.logits, over)
+        ours, theirs = (self.select(materialised(logits), over) for logits in (student.logits, teacher.logits))
         if ours.ndim == 1:
             return ours[:, None], theirs[:, None]
-        return ours[:, : theirs.shape[-1]], theirs
+        return materialised(first_classes(ours, theirs.shape[-1])), theirs
 
     def mean(self, values: Tensor, over: Over = "predictions") -> Tensor:
         """Sum over the positions that count, divided by their number in the window: the only reduction there is.

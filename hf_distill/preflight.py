@@ -24,9 +24,10 @@ from hf_distill.batch import Batch
 from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
 from hf_distill.losses import LossTerms
+from hf_distill.output_head import OutputHeads, find_output_head, unprojected, without_head
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
-from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, Teacher
+from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
 
 if TYPE_CHECKING:
@@ -135,10 +136,12 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
             _refuse_missing_labels(losses, batch, trainer.label_names)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
         needs, was_training = (losses.student_needs | Needs(logits=True)).of_every_layer(), student.training
-        with recording(student, needs.qkv) as qkv:
+        trainer.heads_off = trainer.removable_heads = heads = removable_heads(trainer, student, inputs)
+        with without_head(student, heads.student), recording(student, needs.qkv) as qkv:
             outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
         student.train(was_training)
-        answer = Activations.from_outputs(outputs, trainer.head, needs, qkv).at_positions(trainer.head, inputs)
+        answer = unprojected(Activations.from_outputs(outputs, trainer.head, needs, qkv), heads.student)
+        answer = answer.at_positions(trainer.head, inputs)
         losses.refuse_undefined(trainer.head, batch.problem, answer.shapes())
         teacher = _set_up(trainer, answer, inputs, required=trains)
         losses.to(trainer.args.device)
@@ -195,7 +198,8 @@ def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
     pad = getattr(core_model(student).config, "pad_token_id", None) or 0
     arguments = trainer.losses.student_needs.forward_arguments()
     student_inputs = trainer._inputs_for("student", inputs)
-    inert = padding_is_inert(student.eval(), student_inputs, arguments, trainer.head, pad)
+    with without_head(student, trainer.heads_off.student):
+        inert = padding_is_inert(student.eval(), student_inputs, arguments, trainer.head, pad)
     student.train(was_training)
     if asked and not inert:
         raise ValueError(
@@ -204,6 +208,20 @@ def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
             "attention_mask. Leave padding_free unset."
         )
     return inert
+
+
+def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: dict[str, Any]) -> OutputHeads:
+    """The output heads of two language models, where no loss needs all their logits at once."""
+    ids = inputs.get("input_ids")
+    asks_for_all = trainer.compute_loss_func is not None or not trainer.losses.by_position()
+    if trainer.head.kind not in ("masked_lm", "causal_lm") or ids is None or ids.ndim != 2:
+        return OutputHeads()
+    if asks_for_all or trainer.args.torch_compile:
+        return OutputHeads()
+    ours, teacher = find_output_head(student, ids), trainer.teacher
+    if ours is None or not isinstance(teacher, OnlineTeacher) or trainer.cache_keeper is not None:
+        return OutputHeads(ours)  # a cache keeps logits
+    return OutputHeads(ours, find_output_head(teacher.model, ids))
 
 
 def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:

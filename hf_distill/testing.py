@@ -28,6 +28,7 @@ from transformers import (
 from hf_distill.activations import QKV, Activations, Head
 from hf_distill.batch import Batch
 from hf_distill.losses import DistillationLoss
+from hf_distill.unprojected import materialised
 
 TASKS: dict[str, Any] = {
     "single_label": AutoModelForSequenceClassification,
@@ -267,7 +268,7 @@ def _synthetic(kind: str) -> tuple[dict[str, Tensor], Activations, Activations, 
 
     def activations(width: int) -> Activations:
         shape = (4, 1 if kind == "regression" else 3) if kind in heads else (4, 2, 5) if kind == "span" else (4, 5, 3)
-        logits = head.at_positions(2 * torch.randn(shape), inputs).requires_grad_()
+        logits = materialised(head.at_positions(2 * torch.randn(shape), inputs)).requires_grad_()
         states = {index: torch.randn(4, 5, width, requires_grad=True) for index in range(3)}
         keys = mask[:, None, None, :].bool().expand(4, width // 2, 5, 5)
         scores = torch.randn(4, width // 2, 5, 5).masked_fill(~keys, float("-inf"))

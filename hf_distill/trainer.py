@@ -18,7 +18,8 @@ from hf_distill.batch import Batch
 from hf_distill.batching import run_without_padding
 from hf_distill.caching import collator_after_filling, make_keeper
 from hf_distill.heads import core_model, forward_parameters
-from hf_distill.losses import DistillationLoss, HardLabelLoss, hard_label_names
+from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
+from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, without_head
 from hf_distill.preflight import align, dry_run
 from hf_distill.recording import recording
 from hf_distill.refusals import (
@@ -125,7 +126,8 @@ class DistillationTrainer(Trainer):
         self._train_terms, self._eval_terms = TermLog(), TermLog()
         self._windows_to_log = 0
         self._window_counts: Tensor | None = None
-        self.padding_free = False
+        self.padding_free, self._loss_only = False, False
+        self.removable_heads = self.heads_off = OutputHeads()
         dry_run(self, self.model)
         refuse_compiled_projections(self)
 
@@ -143,6 +145,8 @@ class DistillationTrainer(Trainer):
         In evaluation the loss is the task's own where there are labels, else the distance to the teacher, else `None`.
         """
         training = model.training
+        logits_unread = self._loss_only or (training and not return_outputs)
+        self.heads_off = self.removable_heads if logits_unread else OutputHeads()
         teacher = self._ask_teacher(inputs, self.losses.teacher_needs, required=training)
         batch = self._batch(inputs, training)
         outputs, terms, loss = self._student_step(model, inputs, teacher, batch, num_items_in_batch)
@@ -158,34 +162,36 @@ class DistillationTrainer(Trainer):
         self, model: nn.Module, inputs: Mapping[str, Any], teacher: Activations | None, batch: Batch, num_items: Any
     ) -> tuple[Any, dict[str, Tensor], Any]:
         """The student's outputs, the terms, and (if known) the task's own loss."""
-        labelled, needs = batch.labels is not None, self.losses.student_needs
+        labelled, needs, head_off = batch.labels is not None, self.losses.student_needs, self.heads_off.student
         if not model.training:
             needs = needs | Needs(logits=labelled)
 
         def step(student: nn.Module, **student_inputs: Any) -> tuple[Any, dict[str, Tensor], Any]:
-            with recording(student, needs.qkv) as qkv:
+            with without_head(student, head_off), recording(student, needs.qkv) as qkv:
                 outputs = self._run_student(student, student_inputs, needs.forward_arguments())
-            answer = Activations.from_outputs(outputs, self.head, needs, qkv).at_positions(self.head, inputs)
+            answer = unprojected(Activations.from_outputs(outputs, self.head, needs, qkv), head_off)
+            answer = answer.at_positions(self.head, inputs)
             task_loss, replaced = None, {}
             if self.compute_loss_func is not None and labelled:
                 task_loss = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=num_items)
                 replaced = dict.fromkeys(hard_label_names(self.losses), task_loss)
             elif labelled and not model.training:
                 smoothing = self.args.label_smoothing_factor if self.label_smoother is not None else 0.0
-                task_loss = HardLabelLoss(label_smoothing=smoothing)(answer, Activations(), batch)
+                task = {"task": HardLabelLoss(label_smoothing=smoothing)}
+                task_loss = evaluate_losses(task, answer, Activations(), batch)["task"]
             terms = self.losses(answer, teacher, batch, replaced=replaced)
             if not labelled and not model.training:
                 terms = {name: term for name, term in terms.items() if name not in self.losses.needing_labels()}
-            if asked := needs.output_names():  # evaluation would gather whatever is returned
+            if asked := needs.output_names() | ({"logits"} if head_off else set()):  # evaluation would gather them
                 outputs = type(outputs)(**{key: value for key, value in outputs.items() if key not in asked})
             return outputs, terms, task_loss
 
         student_inputs = self._inputs_for("student", inputs)
         student = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        several_calls = model.training and self.padding_free
+        inside = model.training and (self.padding_free or head_off is not None)
         if self.accelerator.num_processes == 1 or student is model:
             return step(model, **student_inputs)
-        if not several_calls and not list(self.losses.parameters()):
+        if not inside and not list(self.losses.parameters()):
             return step(model, **student_inputs)
         return forward_through(model, student, step, student_inputs)
 
@@ -207,7 +213,8 @@ class DistillationTrainer(Trainer):
             columns = f" and no column {' or '.join(map(repr, column_names(missing)))} in the batch"
             raise ValueError(f"The losses need the teacher's {missing}, but there is no teacher_model{columns}.")
         if missing:
-            answer = answer | self.teacher(self._inputs_for("teacher", inputs), missing)  # type: ignore[misc]
+            asked = self._inputs_for("teacher", inputs)
+            answer = answer | ask_without_head(self.teacher, asked, missing, self.heads_off.teacher)
         return self.alignment(answer).at_positions(self.head, inputs)
 
     def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
@@ -352,10 +359,14 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        with torch.no_grad():  # Trainer would skip the loss; without labels ours is the distance to the teacher
-            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        self._loss_only = prediction_loss_only
+        try:
+            if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
+                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            with torch.no_grad():  # Trainer would skip the loss; without labels ours is the distance to the teacher
+                loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        finally:
+            self._loss_only = False
         if prediction_loss_only:
             return loss, None, None
         config = core_model(self.model).config

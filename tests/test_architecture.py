@@ -11,10 +11,11 @@ PACKAGE = Path(hf_distill.__file__).parent
 # Room -> the rooms it may import from. A module is its own room, a folder is one.
 MAY_IMPORT = {
     "functional": set(),
-    "activations": set(),
+    "unprojected": {"functional"},
+    "activations": {"unprojected"},
     "mapping": set(),
     "projection": set(),
-    "batch": {"activations"},
+    "batch": {"activations", "unprojected"},
     "batching": {"activations"},
     "random_state": set(),
     "schedules": set(),
@@ -22,9 +23,12 @@ MAY_IMPORT = {
     "heads": {"activations"},
     "recording": {"activations"},
     "similarity": {"functional"},
-    "losses": {"functional", "activations", "batch", "mapping", "projection", "schedules", "similarity"},
-    "teachers": {"activations", "alignment", "batching", "heads", "random_state", "recording"},
-    "alignment": {"activations"},
+    "output_head": {"functional", "activations", "heads", "unprojected"},
+    "losses": {
+        "functional", "activations", "batch", "mapping", "projection", "schedules", "similarity", "unprojected",
+    },
+    "teachers": {"activations", "alignment", "batching", "heads", "random_state", "recording", "unprojected"},
+    "alignment": {"activations", "unprojected"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
@@ -32,19 +36,20 @@ MAY_IMPORT = {
     "reports": {"functional", "activations", "losses", "random_state"},
     "refusals": {"activations", "heads", "losses", "training_args"},
     "preflight": {
-        "activations", "alignment", "batch", "batching", "heads", "losses", "random_state", "recording",
+        "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "recording",
         "teachers",
     },
     "caching": {"preflight", "teachers"},
     "trainer": {
-        "activations", "batch", "batching", "caching", "heads", "losses", "preflight", "recording", "refusals",
-        "reports", "schedules", "teachers", "term_log", "training_args", "wrapped_forward",
+        "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
+        "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "wrapped_forward",
     },
     "__init__": {"losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args"},
-    "testing": {"activations", "batch", "losses"},
+    "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
 TORCH_ALONE = (
-    "functional", "activations", "batch", "batching", "mapping", "projection", "schedules", "similarity", "term_log",
+    "functional", "unprojected", "activations", "batch", "batching", "mapping", "projection", "schedules",
+    "similarity", "term_log",
 )  # fmt: skip
 
 

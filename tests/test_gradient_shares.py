@@ -13,7 +13,8 @@ def vector(model):
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
 
 
-def test_shares_are_those_of_backward_passes_one_term_at_a_time(make_trainer):
+@pytest.mark.parametrize("name", ["token", "causal_lm"])
+def test_shares_are_those_of_backward_passes_one_term_at_a_time(name, make_trainer):
     """Beside trainers that each have one of the terms."""
     builders = {
         "soft": lambda: SoftTargetLoss(temperature=3.0, weight=0.7),
@@ -22,23 +23,23 @@ def test_shares_are_those_of_backward_passes_one_term_at_a_time(make_trainer):
     }
     options = {"per_device_train_batch_size": 48, "max_steps": 1}
     found = gradient_shares(
-        make_trainer(task=tiny_task("token"), losses={name: build() for name, build in builders.items()}, **options),
+        make_trainer(task=tiny_task(name), losses={term: build() for term, build in builders.items()}, **options),
         batches=1,
     )
     alone = {}
-    for name, build in builders.items():
-        task = tiny_task("token")
-        trainer = make_trainer(task=task, losses={name: build()}, **options)
+    for term, build in builders.items():
+        task = tiny_task(name)
+        trainer = make_trainer(task=task, losses={term: build()}, **options)
         trainer.compute_loss(task.student.train(), task.collate(task.rows)).backward()
-        alone[name] = vector(task.student)
+        alone[term] = vector(task.student)
     whole = sum(alone.values())
     total = sum(gradient.norm() for gradient in alone.values())
-    for name in ("soft", "hard", "hidden"):
-        expected = alone[name]
-        assert found[name].norm == pytest.approx(float(expected.norm()), rel=1e-4)
-        assert found[name].share == pytest.approx(float(expected.norm() / total), rel=1e-4)
+    for term in ("soft", "hard", "hidden"):
+        expected = alone[term]
+        assert found[term].norm == pytest.approx(float(expected.norm()), rel=1e-4)
+        assert found[term].share == pytest.approx(float(expected.norm() / total), rel=1e-4)
         cosine = float(expected @ whole / expected.norm() / whole.norm())
-        assert found[name].cosine == pytest.approx(cosine, abs=1e-4)
+        assert found[term].cosine == pytest.approx(cosine, abs=1e-4)
 
 
 def test_nothing_is_changed(make_trainer):

@@ -42,7 +42,7 @@ VARIANTS = {
     "ranking a pair": RankingLoss(temperature=2.0, top_k=2, positions="all"),
 }
 # How to build the losses that have no defaults.
-BUILT: dict[str, DistillationLoss] = {}
+BUILT: dict[str, DistillationLoss] = {"AttentionRelationLoss": losses.AttentionRelationLoss(relation_heads=2)}
 PUBLIC = [
     name
     for name in losses.__all__

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_distill.activations import TRAITS, Activations, Head, Needs, Shapes
 from hf_distill.batch import Batch, Over
 from hf_distill.schedules import Moment, Schedule
+from hf_distill.unprojected import UnprojectedLogits, materialised, sum_over_chunks
 
 
 class DistillationLoss(nn.Module):
@@ -41,6 +42,9 @@ class DistillationLoss(nn.Module):
         teacher_needs: The same for the teacher. Empty means that the teacher need not be run.
         over: What the mean counts (see [`Batch`]); weighs the batches of an evaluation against each other.
         couples_rows: True where a row's value depends on the other rows of the micro-batch.
+        by_position: True where the loss reads logits alone, and its value is the sum of its values on parts of the
+            positions that `over` names. Then the logits of a language model are never all computed at once. Holds for
+            the `forward` that stands in the same class; a class that overrides it has to say so again.
         needs_distributions: True where attention maps must be distributions, which those of a training student with
             attention dropout are not.
         needs_labels: True where the loss reads hard labels.
@@ -53,6 +57,7 @@ class DistillationLoss(nn.Module):
     teacher_needs: Needs = Needs(logits=True)
     over: Over = "predictions"
     couples_rows: bool = False
+    by_position: bool = False
     needs_distributions: bool = False
     needs_labels: bool = False
     undefined_for: Mapping[str, str] = MappingProxyType({})
@@ -182,10 +187,13 @@ class LossTerms(nn.ModuleDict):
             batch: Labels, masks and counts.
             replaced: Terms that were computed elsewhere.
         """
-        terms = dict(replaced or {})
-        for name, loss in self.active().items():
-            if name not in terms and (teacher is not None or not loss.teacher_needs):
-                terms[name] = loss(student, teacher or Activations(), batch)
+        known = dict(replaced or {})
+        asked = {
+            name: loss
+            for name, loss in self.active().items()
+            if name not in known and (teacher is not None or not loss.teacher_needs)
+        }
+        terms = {**evaluate_losses(asked, student, teacher or Activations(), batch), **known}
         return {name: terms[name] for name in self.active() if name in terms}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -211,8 +219,48 @@ class LossTerms(nn.ModuleDict):
         """The names of the active losses that read hard labels."""
         return [name for name, loss in self.active().items() if loss.needs_labels]
 
+    def by_position(self) -> bool:
+        """Whether no loss reads the logits otherwise than position by position."""
+        return all(_is_by_position(loss) for loss in self.active().values() if _reads_logits(loss))
+
     def __getitem__(self, name: str) -> DistillationLoss:
         return super().__getitem__(name)  # type: ignore[return-value]
+
+
+def evaluate_losses(
+    losses: Mapping[str, DistillationLoss], student: Activations, teacher: Activations, batch: Batch
+) -> dict[str, Tensor]:
+    """Each loss without its weight; those on unprojected logits together, in one sweep over the positions.
+
+    Shape:
+        () each.
+    """
+    logits = student.logits
+    if not isinstance(logits, UnprojectedLogits):
+        return {name: loss(student, teacher, batch) for name, loss in losses.items()}
+    swept = {name: loss for name, loss in losses.items() if _reads_logits(loss)}
+    others = {name: loss(student, teacher, batch) for name, loss in losses.items() if name not in swept}
+    if not swept:
+        return others
+    where = batch.positions({loss.over for loss in swept.values()})
+
+    def terms(ours: Tensor, rows: slice) -> Tensor:
+        here = tuple(index[rows] for index in where)
+        theirs = None if teacher.logits is None else materialised(teacher.logits[here])
+        part = batch.part(here)
+        return torch.stack([loss(Activations(ours), Activations(theirs), part) for loss in swept.values()])
+
+    sums = sum_over_chunks(terms, logits[where], [loss.weight for loss in swept.values()])
+    return dict(zip(swept, sums.unbind(), strict=True)) | others
+
+
+def _reads_logits(loss: DistillationLoss) -> bool:
+    return loss.student_needs.logits or loss.teacher_needs.logits
+
+
+def _is_by_position(loss: DistillationLoss) -> bool:
+    defining = next(parent for parent in type(loss).__mro__ if "forward" in vars(parent))
+    return vars(defining).get("by_position", False)
 
 
 # Each would collide with a log key of Trainer or of the module dictionary.

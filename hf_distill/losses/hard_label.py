@@ -31,6 +31,7 @@ class HardLabelLoss(DistillationLoss):
     teacher_needs = Needs()
     over = "labels"
     needs_labels = True
+    by_position = True
 
     def __init__(self, weight: float | Schedule = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(weight)

@@ -67,6 +67,7 @@ class SoftTargetLoss(ResponseLoss):
     """
 
     temperature: float
+    by_position = True
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},

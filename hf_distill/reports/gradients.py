@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,8 +49,9 @@ def gradient_shares(trainer: DistillationTrainer, batches: int = 2) -> dict[str,
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     norms: dict[str, list[Tensor]] = {}
     cosines: dict[str, list[Tensor]] = {}
-    was_training, counts = student.training, trainer._window_counts
+    was_training, counts, heads_off = student.training, trainer._window_counts, trainer.heads_off
     trainer._window_counts = None  # each batch is a window of its own
+    trainer.heads_off = replace(heads_off, student=None, teacher=None)  # these know the gradient of the sum alone
     try:
         with preserved_random_state():
             for _, inputs in zip(range(batches), trainer.get_train_dataloader(), strict=False):
@@ -62,7 +63,7 @@ def gradient_shares(trainer: DistillationTrainer, batches: int = 2) -> dict[str,
                     cosines.setdefault(name, []).append(torch.cosine_similarity(gradient, whole, dim=0))
     finally:
         student.train(was_training)
-        trainer._window_counts = counts
+        trainer._window_counts, trainer.heads_off = counts, heads_off
     means = {name: float(torch.stack(values).mean()) for name, values in norms.items()}
     total = sum(means.values()) or 1.0
     return {

@@ -15,6 +15,7 @@ from hf_distill.alignment import Alignment, agree_on_task, class_order
 from hf_distill.heads import has_label_names
 from hf_distill.teachers.fingerprint import fingerprint
 from hf_distill.teachers.online import OnlineTeacher
+from hf_distill.unprojected import materialised
 
 COMBINATIONS = ("logits", "probabilities")
 
@@ -105,9 +106,9 @@ class EnsembleTeacher:
         for member, alignment in zip(self.members[1:], self._alignments[1:], strict=True):
             logits.append(alignment(ask(member, Needs(logits=True))).logits)
         size = min(answer.shape[-1] for answer in logits if answer is not None)
-        answers = torch.stack([answer.float()[..., :size] for answer in logits if answer is not None])
+        answers = torch.stack([materialised(answer).float()[..., :size] for answer in logits if answer is not None])
         if self.head.kind == "span":  # padding is no possible answer
-            answers = torch.stack([self.head.at_positions(answer, inputs) for answer in answers])
+            answers = torch.stack([materialised(self.head.at_positions(answer, inputs)) for answer in answers])
         return replace(first, logits=combine_logits(answers, self.weights, self.combine, self._is_binary()))
 
     def _is_binary(self) -> bool | None:

@@ -13,6 +13,7 @@ from hf_distill.heads import forward_parameters, head_of, use_eager_attention
 from hf_distill.recording import recording
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
 from hf_distill.teachers.shortened import Shortener
+from hf_distill.unprojected import materialised
 
 
 class OnlineTeacher:
@@ -68,7 +69,7 @@ class OnlineTeacher:
 
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         answer = self._shortener.run(self.model, needs, forward)
-        answer.logits = None if answer.logits is None else answer.logits.to(source)
+        answer.logits = None if answer.logits is None else materialised(answer.logits).to(source)
         answer.hidden_states = {index: state.to(source) for index, state in answer.hidden_states.items()}
         answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
         answer.qkv = {index: (q.to(source), k.to(source), v.to(source)) for index, (q, k, v) in answer.qkv.items()}
