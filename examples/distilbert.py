@@ -97,7 +97,7 @@ class Job:
     blocks: list[int] = field(default_factory=list, metadata={"help": "Which blocks are kept instead, from 0."})
     keep_first_segment: bool = option(True, "Keep the embedding of token type 0, which the authors dropped.")
     random_student: bool = option(False, "Whether to train the student from random weights too.")
-    steps: int = option(80, "Training steps of every student.")
+    steps: int = option(40, "Training steps of every student.")
     batch_size: int = option(16, "Rows of a step on one device.")
     gradient_accumulation_steps: int = option(1, "Batches of a step.")
     learning_rate: float = option(5e-4, "Peak learning rate of the distilled student.")

@@ -29,7 +29,6 @@ from _training import QuietProgress, accuracy, train
 from datasets import DatasetDict
 from digits import (
     STUDENT,
-    STUDENT_EPOCHS,
     STUDENT_LEARNING_RATE,
     TEACHER,
     answers,
@@ -43,7 +42,7 @@ from transformers import ViTForImageClassification as ViT
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.reports.measure import count_parameters
 
-VALIDATION_ROWS = 300
+VALIDATION_ROWS, STUDENT_EPOCHS = 300, 10
 DEFAULTS = {"temperature": 2.0, "hard_label_weight": 0.5, "learning_rate": STUDENT_LEARNING_RATE}
 
 
@@ -83,7 +82,7 @@ def student_trainer(
     teacher: ViT, data: DatasetDict, epochs: int, folder: Path, seed: int = 0, **chosen: float
 ) -> DistillationTrainer:
     """A student's trainer that reads the teacher's answers from `folder` and asks only about what is not there."""
-    given = DEFAULTS | chosen
+    given: dict[str, Any] = DEFAULTS | chosen
     arguments = settings(str(folder), epochs, given.pop("learning_rate"), seed)
     return DistillationTrainer(
         args=DistillationTrainingArguments(
@@ -103,7 +102,7 @@ def search(teacher: ViT, data: DatasetDict, trials: int, epochs: int, folder: Pa
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Trainer makes the study itself. One of the same name in the same storage is where it finds the first trial.
-    study = {"study_name": "student", "storage": optuna.storages.InMemoryStorage()}
+    study: dict[str, Any] = {"study_name": "student", "storage": optuna.storages.InMemoryStorage()}
     prepared = optuna.create_study(**study, direction="maximize")
     prepared.enqueue_trial(DEFAULTS)
     trainer = student_trainer(teacher, data, epochs, folder)
