@@ -12,6 +12,18 @@ r"""The recipe of DistilBERT (Sanh et al., 2019) on a small scale: half a BERT l
 4. One table compares them on the same masks in test rows that nothing was chosen on; `out/student` is ready for
    `pipeline("fill-mask", model="out/student")`.
 
+The defaults gave (2026-11-23, fp32, one seed, 1,650 masks; about 5 minutes of one core's time):
+
+    model                     cross-entropy  perplexity  accuracy %  agreement %  parameters
+    word frequencies                  6.950     1,043.3         5.7         22.0
+    teacher                           6.073       433.9        16.4               22,744,506
+    student before training           6.830       925.2        11.1         13.5  17,420,346
+    distilled student                 6.113       451.7        16.9         38.0  17,420,346
+    same student, no teacher          6.315       552.7        16.3         30.1  17,420,346
+
+No learning rate was searched: all have the authors'. Both students have 40 steps, not the same time: a step with a
+teacher costs about twice as much. None of these models is good yet; their first words for a mask are frequent ones.
+
 To try other settings with the same teacher: `--teacher out/teacher --teacher_steps 0 --evaluate_on validation`.
 
 With the Hub in reach and a GPU, the real thing: a teacher with a head of its own, the authors' blocks and batches
@@ -21,7 +33,9 @@ With the Hub in reach and a GPU, the real thing: a teacher with a head of its ow
         --dataset Salesforce/wikitext --dataset_config wikitext-103-raw-v1 --max_length 512 \
         --blocks 0 2 4 7 9 11 --steps 30000 --batch_size 32 --gradient_accumulation_steps 8
 
-Unlike there, rare words are masked no more often than others.
+Unlike there, rare words are masked no more often than others, and the embedding of token type 0 is kept, added to the
+positions' (`--keep_first_segment false` drops it): without it the student here, before training, has a cross-entropy of
+11.8 instead of 7.5 on validation.
 """
 
 from __future__ import annotations

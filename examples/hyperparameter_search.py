@@ -9,6 +9,17 @@
    trials: stored are its plain logits, and each trial divides them by its own temperature.
 3. The chosen settings and the defaults are trained again with several seeds and looked at on test rows, once.
 
+The defaults gave (2026-11-23, one search; mean and standard deviation of three seeds on 797 test rows):
+
+    model                     accuracy %  retention %  parameters
+    teacher                         84.3                  136,138
+    student, chosen settings  88.2 ± 3.1  104.6 ± 3.7      10,594
+    student, defaults         80.8 ± 6.2   95.8 ± 7.4      10,594
+
+The trials reached 57.0 to 89.3 % on validation, 75.0 % with the defaults; chosen were temperature 1.05, weight of the
+labels 1.02 and learning rate 0.03, the upper end of its range. The teacher is no better than its student: it has 700
+rows, 15 epochs, and settings that were not searched.
+
 The best of many trials is partly luck, above all on 300 validation rows: the test tells how much of it was.
 """
 
@@ -26,9 +37,9 @@ import transformers
 from _results import Result, percent, table
 from _sentence_job import Clock
 from _training import QuietProgress, accuracy, train
-from datasets import DatasetDict
 from digits import (
     STUDENT,
+    STUDENT_EPOCHS,
     STUDENT_LEARNING_RATE,
     TEACHER,
     answers,
@@ -36,13 +47,16 @@ from digits import (
     settings,
     vision_transformer,
 )
+from torch import Tensor
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers import ViTForImageClassification as ViT
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.reports.measure import count_parameters
 
-VALIDATION_ROWS, STUDENT_EPOCHS = 300, 10
+Rows = list[dict[str, Tensor]]  # `pixel_values` (1, 8, 8) and `labels` ()
+
+VALIDATION_ROWS = 300
 DEFAULTS = {"temperature": 2.0, "hard_label_weight": 0.5, "learning_rate": STUDENT_LEARNING_RATE}
 
 
@@ -55,22 +69,18 @@ def space(trial: Any) -> dict[str, float]:
     return {
         "temperature": trial.suggest_float("temperature", 1.0, 8.0, log=True),
         "hard_label_weight": trial.suggest_float("hard_label_weight", 0.05, 5.0, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 2e-2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 3e-2, log=True),
     }
 
 
-def splits() -> DatasetDict:
-    """The digits; the last of the training rows are validation."""
+def splits() -> dict[str, Rows]:
+    """The digits; the last of the training rows are validation. Ready tensors: training reads them many times."""
     data = digits()
-    cut = len(data["train"]) - VALIDATION_ROWS
-    return DatasetDict(
-        train=data["train"].select(range(cut)),
-        validation=data["train"].select(range(cut, cut + VALIDATION_ROWS)),
-        test=data["test"],
-    )
+    train, test = ([dict(row) for row in data[split]] for split in ("train", "test"))
+    return {"train": train[:-VALIDATION_ROWS], "validation": train[-VALIDATION_ROWS:], "test": test}
 
 
-def train_teacher(data: DatasetDict, epochs: int, folder: Path) -> ViT:
+def train_teacher(data: dict[str, Rows], epochs: int, folder: Path) -> ViT:
     """The teacher of `digits.py`, without the validation rows."""
     teacher = vision_transformer(**TEACHER, seed=0)
     arguments = TrainingArguments(**settings(str(folder), epochs, TEACHER["learning_rate"], seed=0))
@@ -79,7 +89,7 @@ def train_teacher(data: DatasetDict, epochs: int, folder: Path) -> ViT:
 
 
 def student_trainer(
-    teacher: ViT, data: DatasetDict, epochs: int, folder: Path, seed: int = 0, **chosen: float
+    teacher: ViT, data: dict[str, Rows], epochs: int, folder: Path, seed: int = 0, **chosen: float
 ) -> DistillationTrainer:
     """A student's trainer that reads the teacher's answers from `folder` and asks only about what is not there."""
     given: dict[str, Any] = DEFAULTS | chosen
@@ -96,7 +106,7 @@ def student_trainer(
     )
 
 
-def search(teacher: ViT, data: DatasetDict, trials: int, epochs: int, folder: Path) -> Any:
+def search(teacher: ViT, data: dict[str, Rows], trials: int, epochs: int, folder: Path) -> Any:
     """The finished study: every trial with its settings and validation accuracy."""
     import optuna
 
@@ -132,10 +142,10 @@ def trials_table(study: Any) -> str:
 
 
 def look_at_test(
-    teacher: ViT, data: DatasetDict, chosen: dict[str, float], epochs: int, seeds: int, folder: Path
+    teacher: ViT, data: dict[str, Rows], chosen: dict[str, float], epochs: int, seeds: int, folder: Path
 ) -> list[Result]:
     """Teacher, chosen settings and defaults on the test rows; the first chosen student is saved."""
-    labels = np.asarray(data["test"]["labels"])
+    labels = np.asarray([int(row["labels"]) for row in data["test"]])
     asked = Trainer(teacher, TrainingArguments(**settings(str(folder), 1, 1e-3, seed=0)))
     right = float((answers(asked, data["test"]) == labels).mean())
     lines = [Result("teacher", [right], parameters=count_parameters(teacher))]
