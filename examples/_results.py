@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ class Result:
         parameters: How many numbers the model holds.
         megabytes: Size of its weights on disk.
         latency_ms: Median answer time at batch 1.
+        cross_entropy: Of a language model, in nats a token, one value a seed.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Result:
     parameters: int | None = None
     megabytes: float | None = None
     latency_ms: float | None = None
+    cross_entropy: list[float] = field(default_factory=list)
 
 
 SCRATCH = "was trained from random weights, with a teacher,"
@@ -40,10 +43,14 @@ Cells = Callable[[Result], str]
 
 def percent(values: Sequence[float]) -> str:
     """Mean, with the standard deviation where there is more than one value."""
+    return _spread([100 * value for value in values], 1)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
         return ""
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread}"
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):,.{digits}f}{spread}"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -52,6 +59,8 @@ def _number(value: float | None, digits: int) -> str:
 
 COLUMNS: dict[str, Cells] = {
     "model": lambda r: r.name,
+    "cross-entropy": lambda r: _spread(r.cross_entropy, 3),
+    "perplexity": lambda r: _spread([math.exp(value) for value in r.cross_entropy], 1),
     "accuracy %": lambda r: percent(r.accuracy),
     "retention %": lambda r: percent(r.retention),
     "agreement %": lambda r: percent(r.agreement),

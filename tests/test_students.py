@@ -269,6 +269,21 @@ def test_distilbert_is_berts_student_without_token_types_and_next_sentences():
         torch.testing.assert_close(ours(ids).logits, theirs(ids).prediction_logits, rtol=0, atol=1e-5)
 
 
+AUTHORS = [0, 2, 4, 7, 9, 11]  # extract_distilbert.py of the authors' scripts
+
+
+@pytest.mark.parametrize(("kwargs", "kept"), [({}, [1, 3, 5, 7, 9, 11]), ({"layers": AUTHORS}, AUTHORS)])
+def test_of_twelve_blocks_distilbert_has_every_second_or_those_of_the_authors(kwargs, kept):
+    torch.manual_seed(0)
+    teacher = hf.BertForMaskedLM(hf.BertConfig(**{**SIZES, "num_hidden_layers": 12}))
+    blocks = create_distilbert(teacher, **kwargs).distilbert.transformer.layer
+    assert len(blocks) == len(kept)
+    for block, k in zip(blocks, kept, strict=True):
+        theirs = teacher.bert.encoder.layer[k]
+        assert torch.equal(block.attention.q_lin.weight, theirs.attention.self.query.weight)
+        assert torch.equal(block.ffn.lin2.weight, theirs.output.dense.weight)
+
+
 BERT, T5_MODEL, NUMBER = (lambda: make("bert")), (lambda: make("t5")), {"num_hidden_layers": 2}
 
 

@@ -1,0 +1,193 @@
+"""Search a student's temperature, weights and learning rate; the teacher is asked once. Two minutes on a CPU.
+
+    pip install scikit-learn optuna
+    python examples/hyperparameter_search.py --trials 12 --output_dir out
+
+1. The teacher of `digits.py`, a small vision transformer, is trained on scikit-learn's handwritten digits.
+2. `Trainer.hyperparameter_search` trains a student in each trial and chooses by validation accuracy; the first trial
+   has the library's defaults. With `teacher_cache_dir` the teacher answers for every row once, whatever the number of
+   trials: stored are its plain logits, and each trial divides them by its own temperature.
+3. The chosen settings and the defaults are trained again with several seeds and looked at on test rows, once.
+
+The defaults gave (2026-11-23, one search; mean and standard deviation of three seeds on 797 test rows):
+
+    model                     accuracy %  retention %  parameters
+    teacher                         84.3                  136,138
+    student, chosen settings  88.2 ± 3.1  104.6 ± 3.7      10,594
+    student, defaults         80.8 ± 6.2   95.8 ± 7.4      10,594
+
+The trials reached 57.0 to 89.3 % on validation, 75.0 % with the defaults; chosen were temperature 1.05, weight of the
+labels 1.02 and learning rate 0.03, the upper end of its range. The teacher is no better than its student: it has 700
+rows, 15 epochs, and settings that were not searched.
+
+The best of many trials is partly luck, above all on 300 validation rows: the test tells how much of it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+from _results import Result, percent, table
+from _sentence_job import Clock
+from _training import QuietProgress, accuracy, train
+from digits import (
+    STUDENT,
+    STUDENT_EPOCHS,
+    STUDENT_LEARNING_RATE,
+    TEACHER,
+    answers,
+    digits,
+    settings,
+    vision_transformer,
+)
+from torch import Tensor
+from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ViTForImageClassification as ViT
+
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.reports.measure import count_parameters
+
+Rows = list[dict[str, Tensor]]  # `pixel_values` (1, 8, 8) and `labels` ()
+
+VALIDATION_ROWS = 300
+DEFAULTS = {"temperature": 2.0, "hard_label_weight": 0.5, "learning_rate": STUDENT_LEARNING_RATE}
+
+
+def space(trial: Any) -> dict[str, float]:
+    """What a trial may choose.
+
+    The weight of the soft targets stays 1: Adam hardly notices a common factor of all weights, so that only the ratio
+    of the two is worth a search.
+    """
+    return {
+        "temperature": trial.suggest_float("temperature", 1.0, 8.0, log=True),
+        "hard_label_weight": trial.suggest_float("hard_label_weight", 0.05, 5.0, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 3e-2, log=True),
+    }
+
+
+def splits() -> dict[str, Rows]:
+    """The digits; the last of the training rows are validation. Ready tensors: training reads them many times."""
+    data = digits()
+    train, test = ([dict(row) for row in data[split]] for split in ("train", "test"))
+    return {"train": train[:-VALIDATION_ROWS], "validation": train[-VALIDATION_ROWS:], "test": test}
+
+
+def train_teacher(data: dict[str, Rows], epochs: int, folder: Path) -> ViT:
+    """The teacher of `digits.py`, without the validation rows."""
+    teacher = vision_transformer(**TEACHER, seed=0)
+    arguments = TrainingArguments(**settings(str(folder), epochs, TEACHER["learning_rate"], seed=0))
+    train(Trainer(teacher, arguments, train_dataset=data["train"]))
+    return teacher
+
+
+def student_trainer(
+    teacher: ViT, data: dict[str, Rows], epochs: int, folder: Path, seed: int = 0, **chosen: float
+) -> DistillationTrainer:
+    """A student's trainer that reads the teacher's answers from `folder` and asks only about what is not there."""
+    given: dict[str, Any] = DEFAULTS | chosen
+    arguments = settings(str(folder), epochs, given.pop("learning_rate"), seed)
+    return DistillationTrainer(
+        args=DistillationTrainingArguments(
+            **arguments, **given, teacher_cache_dir=str(folder / "teacher_cache"), eval_with_teacher=False
+        ),
+        model_init=lambda: vision_transformer(**STUDENT, seed=seed),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        compute_metrics=accuracy,
+        teacher_model=teacher,
+    )
+
+
+def search(teacher: ViT, data: dict[str, Rows], trials: int, epochs: int, folder: Path) -> Any:
+    """The finished study: every trial with its settings and validation accuracy."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Trainer makes the study itself. One of the same name in the same storage is where it finds the first trial.
+    study: dict[str, Any] = {"study_name": "student", "storage": optuna.storages.InMemoryStorage()}
+    prepared = optuna.create_study(**study, direction="maximize")
+    prepared.enqueue_trial(DEFAULTS)
+    trainer = student_trainer(teacher, data, epochs, folder)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(QuietProgress)
+    trainer.hyperparameter_search(
+        space,
+        compute_objective=lambda metrics: metrics["eval_accuracy"],
+        n_trials=trials,
+        direction="maximize",
+        backend="optuna",
+        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=min(10, max(1, trials // 2))),
+        load_if_exists=True,
+        **study,
+    )
+    return prepared
+
+
+def trials_table(study: Any) -> str:
+    """All trials, best first."""
+    names = list(DEFAULTS)
+    lines = [f"{'trial':>5}  {'validation accuracy %':>21}  " + "  ".join(f"{name:>17}" for name in names)]
+    for trial in sorted(study.trials, key=lambda trial: -trial.value):
+        cells = "  ".join(f"{trial.params[name]:>17.3g}" for name in names)
+        lines.append(f"{trial.number:>5}  {percent([trial.value]):>21}  {cells}")
+    return "\n".join(lines)
+
+
+def look_at_test(
+    teacher: ViT, data: dict[str, Rows], chosen: dict[str, float], epochs: int, seeds: int, folder: Path
+) -> list[Result]:
+    """Teacher, chosen settings and defaults on the test rows; the first chosen student is saved."""
+    labels = np.asarray([int(row["labels"]) for row in data["test"]])
+    asked = Trainer(teacher, TrainingArguments(**settings(str(folder), 1, 1e-3, seed=0)))
+    right = float((answers(asked, data["test"]) == labels).mean())
+    lines = [Result("teacher", [right], parameters=count_parameters(teacher))]
+    for name, given in {"student, chosen settings": chosen, "student, defaults": DEFAULTS}.items():
+        line = Result(name, [])
+        for seed in range(seeds):
+            trainer = student_trainer(teacher, data, epochs, folder, seed, **given)
+            train(trainer)
+            line.accuracy.append(float((answers(trainer, data["test"]) == labels).mean()))
+            line.retention.append(line.accuracy[-1] / right)
+            line.parameters = count_parameters(trainer.model)
+            if given is chosen and seed == 0:
+                trainer.model.save_pretrained(folder / "student")
+        lines.append(line)
+    return lines
+
+
+def main(argv: list[str] | None = None) -> tuple[Any, list[Result]]:
+    """Train the teacher, search, look at the test; returns the study and the lines of the last table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=12, help="how many settings are tried")
+    parser.add_argument("--seeds", type=int, default=3, help="how many students of the last table are trained")
+    parser.add_argument("--epochs", type=int, default=STUDENT_EPOCHS, help="epochs of every student")
+    parser.add_argument("--teacher_epochs", type=int, default=TEACHER["epochs"], help="epochs of the teacher")
+    parser.add_argument("--output_dir", type=Path, default=Path("out/hyperparameter_search"), help="where results go")
+    job = parser.parse_args(argv)
+    if find_spec("optuna") is None:
+        raise SystemExit("The search needs Optuna. Get it by\n\n    pip install 'optuna>=4'")
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    say, data = Clock(), splits()
+    teacher = train_teacher(data, job.teacher_epochs, job.output_dir)
+    say("teacher trained")
+    study = search(teacher, data, job.trials, job.epochs, job.output_dir)
+    say(f"{len(study.trials)} trials\n\n{trials_table(study)}\n")
+    trials = [{"number": t.number, "validation_accuracy": t.value, **t.params} for t in study.trials]
+    (job.output_dir / "trials.json").write_text(json.dumps(trials, indent=2) + "\n")
+    lines = look_at_test(teacher, data, study.best_params, job.epochs, job.seeds, job.output_dir)
+    say(f"students trained with {job.seeds} seeds\n\n{table(lines)}\n\n{len(data['test'])} test rows.")
+    return study, lines
+
+
+if __name__ == "__main__":
+    main()

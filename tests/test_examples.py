@@ -1,0 +1,157 @@
+"""The small examples, on tiny models: that they run through, and that their numbers are what they say."""
+
+import csv
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+WORDS = [f"word{i}" for i in range(20)]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a script or helper of examples/ as it runs there; what it silences is loud again afterwards."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    verbosity = hf.logging.get_verbosity()
+    yield import_module
+    hf.logging.set_verbosity(verbosity)
+    hf.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    return hf.BertTokenizerFast(str(tmp_path / "vocab.txt"))
+
+
+@pytest.fixture
+def bert(tokenizer, tmp_path):
+    """The folder of a BERT without a masked-LM head."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    hf.BertModel(hf.BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder of two splits; every text is 4 to 12 words."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for split, rows in {"train": 24, "test": 10}.items():
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            lines = [[" ".join(WORDS[(i * j) % 20] for j in range(4 + i % 9))] for i in range(rows)]
+            csv.writer(file).writerows([["text"], *lines])
+    return str(folder)
+
+
+@pytest.fixture
+def batches(example, tokenizer, corpus):
+    masked_lm = example("_masked_lm")
+    rows = masked_lm.tokenize(masked_lm.texts(corpus, None, "text"), tokenizer, 8)["test"]
+    return lambda seed=0: masked_lm.masked_once(rows, tokenizer, 0.3, batch_size=4, seed=seed)
+
+
+class TestDistilBert:
+    def test_the_job_leaves_a_table_and_a_student_that_opens_by_itself(self, example, bert, corpus, tmp_path, capsys):
+        flags = {"teacher": bert, "dataset": corpus, "teacher_steps": 3, "steps": 2, "batch_size": 4, "max_length": 8}
+        arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+        out = tmp_path / "out"
+        lines = example("distilbert").main([*arguments, "--output_dir", str(out), "--random_student", "true"])
+        assert [line.name for line in lines] == [
+            "word frequencies", "teacher", "student before training", "distilled student",
+            "same student, no teacher", "random weights, no teacher",
+        ]  # fmt: skip
+        assert len({tuple(line.cross_entropy) for line in lines}) == len(lines)
+        assert "perplexity" in capsys.readouterr().out
+        student = hf.AutoModelForMaskedLM.from_pretrained(out / "student")
+        assert isinstance(student, hf.DistilBertForMaskedLM)
+        assert student.config.n_layers == 2
+        assert hf.pipeline("fill-mask", model=str(out / "student"))("word1 [MASK]")
+
+    def test_a_teacher_without_a_head_is_not_taken_as_it_is(self, example, bert, corpus, tmp_path):
+        arguments = ["--teacher", bert, "--dataset", corpus, "--teacher_steps", "0", "--output_dir", str(tmp_path)]
+        with pytest.raises(SystemExit, match=r"no masked-LM head: .*--teacher_steps"):
+            example("distilbert").main(arguments)
+
+    def test_every_model_is_asked_about_the_same_masks(self, batches):
+        for ours, again in zip(batches(), batches(), strict=True):
+            assert all(torch.equal(ours[key], again[key]) for key in ("input_ids", "labels"))
+        assert any(
+            not torch.equal(ours["labels"], others["labels"])
+            for ours, others in zip(batches(), batches(seed=1), strict=True)
+        )
+
+    def test_a_long_text_becomes_several_rows_and_none_is_lost(self, example, tokenizer, corpus):
+        masked_lm = example("_masked_lm")
+        data = masked_lm.texts(corpus, None, "text")
+        rows = masked_lm.tokenize(data, tokenizer, 8)["train"]
+        assert max(map(len, rows["input_ids"])) == 8
+        words = [token for row in rows["input_ids"] for token in row if token not in tokenizer.all_special_ids]
+        assert words == [token for text in data["train"]["text"] for token in tokenizer(text)["input_ids"][1:-1]]
+
+    def test_cross_entropy_is_the_loss_that_transformers_computes(self, example, bert, batches):
+        model = hf.BertForMaskedLM.from_pretrained(bert).eval()
+        filled = example("_masked_lm").fill_masks(model, batches())
+        losses, counts = zip(
+            *((model(**batch).loss.item(), (batch["labels"] != -100).sum().item()) for batch in batches()), strict=True
+        )
+        expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        assert filled.losses.mean().item() == pytest.approx(expected, rel=1e-5)
+        assert len(filled.labels) == sum(counts)
+
+    def test_a_new_head_with_no_opinion_answers_with_word_frequencies(self, example, bert, batches):
+        masked_lm = example("_masked_lm")
+        counts = torch.arange(1, 26)
+        model, is_new = masked_lm.load_teacher(bert, counts)
+        assert is_new
+        with torch.no_grad():
+            model.bert.embeddings.word_embeddings.weight.zero_()  # the decoder's too: they are tied
+        ours, known = masked_lm.fill_masks(model, batches()), masked_lm.fill_by_frequency(batches(), counts)
+        torch.testing.assert_close(ours.losses, known.losses)
+        assert ours.answers.tolist() == known.answers.tolist() == [24] * len(known.labels)
+
+
+class TestHyperparameterSearch:
+    @pytest.fixture
+    def script(self, example, monkeypatch):
+        pytest.importorskip("sklearn")
+        pytest.importorskip("optuna")
+        script = example("hyperparameter_search")
+        few = {name: rows[:64] for name, rows in script.splits().items()}
+        monkeypatch.setattr(script, "splits", lambda: few)
+        return script
+
+    def test_the_teacher_is_asked_once_whatever_the_number_of_trials(self, script, tmp_path):
+        teacher, data, rows = script.vision_transformer(**script.TEACHER, seed=0), script.splits(), []
+        teacher.register_forward_pre_hook(
+            lambda _, args, inputs: rows.append(len(inputs["pixel_values"])), with_kwargs=True
+        )
+        study = script.search(teacher, data, trials=3, epochs=1, folder=tmp_path)
+        assert len(study.trials) == 3
+        assert study.trials[0].params == script.DEFAULTS
+        assert len({trial.params["temperature"] for trial in study.trials}) == 3
+        first = sum(rows)
+        assert len(data["train"]) <= first < 2 * len(data["train"])  # all rows once, and a dry run
+        script.search(teacher, data, trials=1, epochs=1, folder=tmp_path)
+        assert sum(rows) == first
+
+    def test_what_is_chosen_is_the_best_on_validation_and_what_is_shown_the_test(self, script, tmp_path, capsys):
+        flags = ["--trials", "2", "--seeds", "1", "--epochs", "1", "--teacher_epochs", "1"]
+        study, lines = script.main([*flags, "--output_dir", str(tmp_path)])
+        shown = json.loads((tmp_path / "trials.json").read_text())
+        assert study.best_value == max(trial["validation_accuracy"] for trial in shown)
+        assert [line.name for line in lines] == ["teacher", "student, chosen settings", "student, defaults"]
+        assert "validation accuracy %" in capsys.readouterr().out
+        assert hf.AutoModelForImageClassification.from_pretrained(tmp_path / "student").config.num_labels == 10
+
+    def test_a_missing_optuna_is_told_with_the_way_to_get_it(self, script, monkeypatch, tmp_path):
+        monkeypatch.setattr(script, "find_spec", lambda name: None)
+        with pytest.raises(SystemExit, match=r"pip install 'optuna>=4'"):
+            script.main(["--output_dir", str(tmp_path)])
