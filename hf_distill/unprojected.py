@@ -7,7 +7,7 @@ its gradient, and forgotten again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,9 +18,12 @@ from torch.autograd.function import once_differentiable
 
 from hf_distill.functional import at_least_fp32
 
-# Logits that are held at a time: 32 MB of them in fp32, and a few times that for softmaxes and gradients. Fewer make
-# the products with the head's weight thinner and slower.
+# Logits of one model that are held at a time: 32 MB of them in fp32. Fewer make the products with the head's weight
+# thinner and slower.
 CHUNK = 2**23
+# Of these on a CPU so many at a time go through softmaxes, logarithms and differences: 2 MB, so that they stay in its
+# cache.
+CACHED = 2**19
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,24 @@ def materialised(logits: Logits) -> Tensor:
     return logits.materialise() if isinstance(logits, UnprojectedLogits) else logits
 
 
-Terms = Callable[[Tensor, slice], Tensor]
+Terms = Callable[[Tensor, Tensor | None, slice], Tensor]
+Rows = Callable[[slice], Tensor | None]
 
 
 def sum_over_chunks(
-    terms: Terms, student: UnprojectedLogits, weights: Sequence[float], chunk: int | None = None
+    terms: Terms, student: UnprojectedLogits, teacher: Rows, weights: Sequence[float], chunk: int | None = None
 ) -> Tensor:
-    """`terms(student.materialise(), all rows)`, some rows at a time.
+    """`terms(student.materialise(), teacher(all rows), all rows)`, some rows at a time.
 
     The gradient is computed in the forward pass, chunk by chunk, while the logits are there, and is accumulated in
     fp32. For that it must be known what will become of the terms: they must be summed with `weights`, up to a common
     factor, before the backward pass.
 
     Args:
-        terms: Makes K numbers of the logits (n, V) of some rows, at least in fp32, and of those rows. Its result for
-            all rows is the sum of its results for parts of them.
+        terms: Makes K numbers of some rows: the student's logits (n, V), at least in fp32, the teacher's, and which
+            rows they are. Its result for all rows is the sum of its results for parts of them.
         student: Logits of N rows.
+        teacher: Computes the teacher's logits of some rows, if there are any.
         weights: Weight of each term in the sum that is minimised, K of them.
         chunk: How many logits to hold at a time; `CHUNK` by default.
 
@@ -118,42 +123,66 @@ def sum_over_chunks(
         RuntimeError: In the backward pass, if the terms were summed with other weights.
 
     >>> logits = UnprojectedLogits(torch.randn(50, 3), torch.randn(7, 3))
-    >>> squares = lambda z, rows: z.square().sum()[None]
-    >>> whole = squares(logits.materialise(), slice(None))
-    >>> torch.allclose(sum_over_chunks(squares, logits, [1.0], chunk=70), whole)
+    >>> squares = lambda ours, theirs, rows: ours.square().sum()[None]
+    >>> whole = squares(logits.materialise(), None, slice(None))
+    >>> torch.allclose(sum_over_chunks(squares, logits, lambda rows: None, [1.0], chunk=70), whole)
     True
     """
     hidden = student.hidden
     factors = torch.tensor(weights, dtype=at_least_fp32(hidden[:0]).dtype, device=hidden.device)
-    rows, learns = max(1, (chunk or CHUNK) // max(1, len(student.weight))), torch.is_grad_enabled()
+    sweep = _Sweep(terms, teacher, factors, student, chunk or CHUNK, torch.is_grad_enabled())
     with torch.autocast(hidden.device.type, enabled=False):
-        summed = _SumOverChunks.apply(hidden, student.weight, student.bias, factors, student, terms, rows, learns)
-    return cast(Tensor, summed)
+        return cast(Tensor, _SumOverChunks.apply(hidden, student.weight, student.bias, sweep))
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    terms: Terms
+    teacher: Rows
+    factors: Tensor
+    head: UnprojectedLogits
+    chunk: int
+    learns: bool
+
+    def steps(self, start: int, end: int, chunk: int) -> Iterator[slice]:
+        """Rows from `start` to `end`, as many at a time as have `chunk` logits."""
+        rows = max(1, chunk // max(1, len(self.head.weight)))
+        for first in range(start, end, rows):
+            yield slice(first, min(first + rows, end))
+
+    def differentiate(self, linear: Tensor, part: slice, learns: bool) -> Tensor:
+        """The terms of one chunk, whose head's linear layer has returned `linear`; its gradient takes its place."""
+        theirs, total = self.teacher(part), torch.zeros_like(self.factors)
+        for rows in self.steps(0, len(linear), CACHED if linear.device.type == "cpu" else self.chunk):
+            leaf = linear[rows].detach().requires_grad_(learns)
+            where = slice(part.start + rows.start, part.start + rows.stop)
+            with torch.set_grad_enabled(learns):
+                ours = finished(leaf, self.head.scale, self.head.softcap)
+                values = self.terms(ours, None if theirs is None else theirs[rows], where)
+                weighted = (values * self.factors).sum()
+            if learns:
+                linear[rows] = torch.autograd.grad(weighted, leaf)[0]
+            total += values.detach()
+        return total
 
 
 class _SumOverChunks(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor, head: UnprojectedLogits,
-        terms: Terms, rows: int, learns: bool,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sweep: _Sweep) -> Tensor:
         gradients = [
-            _zeros(x) if x is not None and learns and wanted else None
+            _zeros(x) if x is not None and sweep.learns and wanted else None
             for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         ]
         learns = any(gradient is not None for gradient in gradients)
         compute_weight, compute_bias = _as(hidden.dtype, weight, bias)
-        total = torch.zeros_like(factors)
-        for start in range(0, len(hidden), rows):
-            part = slice(start, min(start + rows, len(hidden)))
-            linear = at_least_fp32(F.linear(hidden[part], compute_weight, compute_bias)).requires_grad_(learns)
-            with torch.set_grad_enabled(learns):
-                values = terms(finished(linear, head.scale, head.softcap), part)
-                if values.requires_grad:
-                    (gradient,) = torch.autograd.grad((values * factors).sum(), linear)
-                    _accumulate(gradients, gradient, hidden[part], compute_weight, part)
-            total += values.detach()
-        ctx.save_for_backward(factors, *gradients)
+        total = torch.zeros_like(sweep.factors)
+        for part in sweep.steps(0, len(hidden), sweep.chunk):
+            linear = at_least_fp32(F.linear(hidden[part], compute_weight, compute_bias))
+            total += sweep.differentiate(linear, part, learns)
+            if learns:
+                _accumulate(gradients, linear, hidden[part], compute_weight, part)
+            del linear  # before the next one is made
+        ctx.save_for_backward(sweep.factors, *gradients)
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         return total
 
@@ -163,7 +192,7 @@ class _SumOverChunks(torch.autograd.Function):
         factors, *gradients = ctx.saved_tensors
         common = _common_factor(upstream[0], factors)
         scaled = [_scaled(gradient, common, dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None)
 
 
 def _accumulate(

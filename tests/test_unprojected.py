@@ -14,6 +14,7 @@ from hf_distill.unprojected import UnprojectedLogits, sum_over_chunks
 
 V, TOKENS = 23, 50
 T, BETA, SMOOTHING = 2.0, 0.3, 0.1
+NO_TEACHER = lambda rows: None  # noqa: E731
 
 
 def kl(log_p, log_q):
@@ -83,6 +84,7 @@ def assert_close(ours, theirs, relative=1e-5):
 @pytest.fixture
 def eight_chunks(monkeypatch):
     monkeypatch.setattr(unprojected, "CHUNK", 7 * V + 1)  # 50 positions in chunks of 7
+    monkeypatch.setattr(unprojected, "CACHED", 3 * V + 1)  # and these in parts of 3
 
 
 OPTIONS = {
@@ -123,11 +125,11 @@ def test_gradcheck():
     leaves = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 3), (4, 3), (4,))]
 
     def summed(hidden, weight, bias):
-        def both(z, rows):
+        def both(z, theirs, rows):
             return torch.stack([z.logsumexp(-1).sum(), (z.softmax(-1)[:, 2] ** 2).sum()])
 
         student = UnprojectedLogits(hidden, weight, bias, 0.5, 3.0)
-        return sum_over_chunks(both, student, [0.3, 2.0], chunk=2 * 4) @ torch.tensor([0.6, 4.0]).double()
+        return sum_over_chunks(both, student, NO_TEACHER, [0.3, 2.0], chunk=2 * 4) @ torch.tensor([0.6, 4.0]).double()
 
     assert torch.autograd.gradcheck(summed, leaves)
 
@@ -136,8 +138,8 @@ def test_gradcheck():
 @pytest.mark.parametrize("rows_at_a_time", [1, 7, 50, 1000])
 def test_any_number_of_tokens_in_chunks_of_any_size(tokens, rows_at_a_time):
     hidden, weight = torch.randn(tokens, 6, requires_grad=True), torch.randn(V, 6, requires_grad=True)
-    count = lambda z, rows: torch.stack([z.sum(), z.square().sum()])  # noqa: E731
-    summed = sum_over_chunks(count, UnprojectedLogits(hidden, weight), [1.0, 0.5], rows_at_a_time * V)
+    count = lambda z, theirs, rows: torch.stack([z.sum(), z.square().sum()])  # noqa: E731
+    summed = sum_over_chunks(count, UnprojectedLogits(hidden, weight), NO_TEACHER, [1.0, 0.5], rows_at_a_time * V)
     z = hidden @ weight.T
     torch.testing.assert_close(summed, torch.stack([z.sum(), z.square().sum()]), rtol=1e-4, atol=1e-3)
     ours = torch.autograd.grad(summed[0] + 0.5 * summed[1], (hidden, weight))

@@ -244,13 +244,14 @@ def evaluate_losses(
         return others
     where = batch.positions({loss.over for loss in swept.values()})
 
-    def terms(ours: Tensor, rows: slice) -> Tensor:
-        here = tuple(index[rows] for index in where)
-        theirs = None if teacher.logits is None else materialised(teacher.logits[here])
-        part = batch.part(here)
+    def rows_of_teacher(rows: slice) -> Tensor | None:
+        return None if teacher.logits is None else materialised(teacher.logits[tuple(index[rows] for index in where)])
+
+    def terms(ours: Tensor, theirs: Tensor | None, rows: slice) -> Tensor:
+        part = batch.part(tuple(index[rows] for index in where))
         return torch.stack([loss(Activations(ours), Activations(theirs), part) for loss in swept.values()])
 
-    sums = sum_over_chunks(terms, logits[where], [loss.weight for loss in swept.values()])
+    sums = sum_over_chunks(terms, logits[where], rows_of_teacher, [loss.weight for loss in swept.values()])
     return dict(zip(swept, sums.unbind(), strict=True)) | others
 
 
