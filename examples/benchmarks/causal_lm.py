@@ -38,7 +38,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from _lm_data import as_rows, blocks, collate, load, named_documents, read_documents, split_documents
-from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
@@ -99,7 +98,7 @@ def perplexity(values: list[float]) -> float:
 
 
 def train(
-    variant: str, student: PreTrainedModel, teacher: PreTrainedModel, rows: Dataset, rate: float, steps: int,
+    variant: str, student: PreTrainedModel, teacher: PreTrainedModel, data: dict[str, Any], rate: float, steps: int,
     options: argparse.Namespace,
 ) -> tuple[PreTrainedModel, float]:  # fmt: skip
     """A copy of the student after training, and the CPU seconds that it took."""
@@ -114,11 +113,11 @@ def train(
             names = ("temperature", "soft_target_weight", "hard_label_weight")
             arguments = DistillationTrainingArguments(**common, **{name: getattr(options, name) for name in names})
             trainer: Trainer = DistillationTrainer(
-                model, arguments, collate, rows, processing_class=options.tokenizer, teacher_model=teacher,
-                teacher_processing_class=options.tokenizer,
+                model, arguments, collate, data["train"], processing_class=data["tokenizer"], teacher_model=teacher,
+                teacher_processing_class=data["tokenizer"],
             )  # fmt: skip
         else:
-            trainer = Trainer(model, TrainingArguments(**common), collate, rows)
+            trainer = Trainer(model, TrainingArguments(**common), collate, data["train"])
         start = time.process_time()
         trainer.train()
         return model, time.process_time() - start
@@ -132,11 +131,11 @@ def compare(
     for variant in (DISTILLED, ALONE):
         tried = {}
         for rate in options.learning_rates:
-            model, _ = train(variant, student, teacher, data["train"], rate, options.search_steps, options)
+            model, _ = train(variant, student, teacher, data, rate, options.search_steps, options)
             tried[rate] = perplexity(losses(model, data["validation"], options.batch_size))
             say(f"{variant}, learning rate {rate:g}, {options.search_steps} steps: validation {tried[rate]:.1f}")
         best = min(tried, key=tried.__getitem__)
-        model, seconds = train(variant, student, teacher, data["train"], best, options.steps, options)
+        model, seconds = train(variant, student, teacher, data, best, options.steps, options)
         lines[variant] = {
             "learning_rate": best,
             "validation_perplexity_after_search_steps": tried,
@@ -211,6 +210,7 @@ def main() -> None:
         part: blocks(parts[part], tokenizer, options.length, options.blocks_per_document)
         for part in ("validation", "test")
     }
+    data["tokenizer"] = tokenizer
     data["train"] = as_rows(blocks(parts["train"], tokenizer, options.length), options.steps * options.batch_size)
     chosen: dict[str, Any] = (
         {"layers": options.layers} if options.layers else {"num_hidden_layers": options.num_hidden_layers}
