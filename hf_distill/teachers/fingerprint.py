@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hf_distill.teachers.placement import real_tensor
 
 # Entries of a config that say where a model came from or how it is run, not what it answers.
 _NOT_ANSWERS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "use_cache"}
@@ -22,17 +25,24 @@ def fingerprint(*parts: Any) -> str:
 
 def config_fingerprint(config: Any) -> str:
     """Of what a config says about answers."""
-    content = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    content = dict(config.to_dict() if hasattr(config, "to_dict") else vars(config))
+    if isinstance(content.get("quantization_config"), dict):  # says how weights were read; gguf_file, from where
+        content["quantization_config"] = {k: v for k, v in content["quantization_config"].items() if k != "gguf_file"}
     return fingerprint({key: value for key, value in content.items() if key not in _NOT_ANSWERS})
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Of every parameter and buffer that the model saves, bit for bit."""
+    """Of every parameter and buffer that the model saves, bit for bit; of packed weights, their parts.
+
+    Raises:
+        ValueError: If a weight's bits cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(_bytes(value))
+            for part, tensor in _parts(name, real_tensor(model, name, value)):
+                digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_bytes(part, tensor))
     return digest.hexdigest()
 
 
@@ -50,6 +60,23 @@ def files_fingerprint(folder: Path) -> str | None:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().data if plain.numel() else b""
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a tensor subclass (of torchao, say) consists of, named with what else it says of them."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    names, context = tensor.__tensor_flatten__()
+    for part in names:
+        yield from _parts(f"{name}.{part} {type(tensor).__name__} {fingerprint(context)}", getattr(tensor, part))
+
+
+def _bytes(name: str, tensor: Tensor) -> Any:
+    try:
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        return plain.view(torch.uint8).numpy().data if plain.numel() else b""
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name} of the teacher is a {type(tensor).__name__}, whose bits cannot be read ({error}), so the teacher "
+            "cannot be recognised. Wrap it in a Teacher of your own with a `fingerprint`, or leave out "
+            "teacher_cache_dir."
+        ) from error

