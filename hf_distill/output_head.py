@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.functional import at_least_fp32
-from hf_distill.heads import core_model
+from hf_distill.heads import core_model, forward_parameters
 from hf_distill.unprojected import UnprojectedLogits, finished
 
 # Numbers given to a model as the output of its head. A power of two small enough for no cap to show, so that what
@@ -127,7 +127,7 @@ def _read_off(model: nn.Module, linear: nn.Linear, ids: Tensor) -> OutputHead | 
         return probe.expand_as(output)
 
     with _hooked(linear.register_forward_hook(instead)):
-        returned = model(input_ids=ids)["logits"].to(dtype)
+        returned = _run(model, ids)["logits"].to(dtype)
     scale = returned.flatten()[0].item() / _SMALL
     largest = returned.flatten()[1].item()
     softcap = None if largest > 0.5 * scale * _LARGE else largest
@@ -136,10 +136,15 @@ def _read_off(model: nn.Module, linear: nn.Linear, ids: Tensor) -> OutputHead | 
     return OutputHead(linear, scale, softcap) if right else None
 
 
+def _run(model: nn.Module, ids: Tensor) -> Any:
+    names, _ = forward_parameters(model)
+    return model(input_ids=ids, **({"use_cache": False} if "use_cache" in names else {}))
+
+
 def _is_right(head: OutputHead, model: nn.Module, ids: Tensor) -> bool:
-    whole = model(input_ids=ids)["logits"]
+    whole = _run(model, ids)["logits"]
     with head.taken_off(model):
-        hidden = model(input_ids=ids)["logits"]
+        hidden = _run(model, ids)["logits"]
     ours = head.unprojected(hidden)
     tolerance = 2e-2 if whole.dtype.itemsize == 2 else 1e-5
     return ours.shape == whole.shape and bool((ours.materialise() - whole).norm() <= tolerance * whole.norm())
