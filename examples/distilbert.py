@@ -34,13 +34,8 @@ With the Hub in reach and a GPU, the real thing: a teacher with a head of its ow
         --blocks 0 2 4 7 9 11 --steps 30000 --batch_size 32 --gradient_accumulation_steps 8
 
 Unlike there, rare words are masked no more often than others, and the embedding of token type 0 is kept, added to the
-<<<<<<< HEAD
-positions' (`--keep_first_segment false` drops it): without it the student here, before training, has a cross-entropy
-of 11.8 instead of 7.5 on validation.
-=======
 positions' (`--keep_first_segment false` drops it): cut from a barely trained teacher, the student started without it
 at a cross-entropy of 11.8 instead of 7.5 (200 validation rows).
->>>>>>> examples
 """
 
 from __future__ import annotations
