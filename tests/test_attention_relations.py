@@ -230,6 +230,19 @@ def test_gradients_agree_with_finite_differences(stack):
     )
 
 
+def test_padding_gets_no_gradient_whatever_it_holds():
+    student = Activations(qkv={1: tuple(x.requires_grad_() for x in vectors(2, 4, 0))})
+    teacher = Activations(qkv={1: vectors(2, 4, 1)})
+    loss = AttentionRelationLoss({1: 1}, relation_heads=2)
+    loss.setup(student.shapes(), teacher.shapes())
+    batch = Batch.from_inputs({"input_ids": MASK, "attention_mask": MASK}, ROWS)
+    for gradient in torch.autograd.grad(loss(student, teacher, batch), student.qkv[1]):
+        assert gradient.isfinite().all()
+        per_token = gradient.abs().sum((1, 3))
+        assert (per_token[MASK == 0] == 0).all()
+        assert (per_token[MASK == 1] > 0).all()
+
+
 @pytest.mark.parametrize("name", ["token", "causal_lm", "image"])
 def test_it_teaches_under_sdpa(name, make_trainer):
     task = tiny_task(name, rows=16)
