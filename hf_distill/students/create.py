@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from hf_distill.heads import core_model
 from hf_distill.mapping import LayerMapping
-from hf_distill.students.depth import Cut, Stack, fill, find_stack, skeleton, sources
+from hf_distill.students.build import fill
+from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
