@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -13,6 +13,7 @@ from hf_distill.heads import core_model
 from hf_distill.mapping import LayerMapping
 from hf_distill.students.build import fill
 from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
+from hf_distill.students.rows import carry_vocabulary
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -24,6 +25,8 @@ def create_student(
     layers: Sequence[int] | None = None,
     num_decoder_layers: int | None = None,
     decoder_layers: Sequence[int] | None = None,
+    processing_class: Any = None,
+    new_processing_class: Any = None,
 ) -> Model:
     """A student that is the teacher without some of its blocks, as DistilBERT was initialised (Sanh et al., 2019, §3).
 
@@ -48,6 +51,10 @@ def create_student(
         layers: Which blocks to keep instead, from 0, in increasing order.
         num_decoder_layers: How many blocks of an encoder-decoder's decoder to keep; the default keeps it whole.
         decoder_layers: Which blocks of the decoder to keep instead.
+        processing_class: The teacher's tokenizer.
+        new_processing_class: The student's, from `trim_vocabulary(processing_class, ...)`. Each of its tokens keeps
+            its rows of the teacher's input and output embeddings and biases, and the config gets its ids. On text of
+            kept tokens the student computes what it would with the whole vocabulary.
 
     Raises:
         ValueError: If the blocks are not given exactly once for a stack, or are not in the teacher; if the teacher has
@@ -65,11 +72,12 @@ def create_student(
         True
     """
     _check_teacher(teacher)
+    _check_processing_classes(processing_class, new_processing_class)
     asked = {
         "layers": _argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
         "decoder_layers": _argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
     }
-    if not any(asked.values()):
+    if not any(asked.values()) and new_processing_class is None:
         raise ValueError(
             "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
             "or for the decoder of an encoder-decoder num_decoder_layers or decoder_layers."
@@ -87,12 +95,19 @@ def create_student(
         for name, value in [argument]
         for stack in [find_stack(teacher, decoder=bool(decoder))]
     ]
+
+    def make(whole: Model) -> Model:
+        student = _cut(whole, choices) if choices else whole
+        if new_processing_class is not None:
+            student = carry_vocabulary(student, processing_class, new_processing_class)
+        return student
+
     try:
-        return _cut(teacher, choices)
+        return make(teacher)
     except ValueError:
         if getattr(teacher, "hf_quantizer", None) is None:
             raise
-    return _cut(_dequantized(teacher), choices)
+    return make(_dequantized(teacher))
 
 
 def _cut(teacher: Model, choices: list[tuple[Stack, list[tuple[int, ...]]]]) -> Model:
@@ -121,6 +136,15 @@ def _check_teacher(teacher: PreTrainedModel) -> None:
         raise ValueError(
             f"create_student needs a Transformers model, got {type(teacher).__name__}. Load a name or path with the "
             "AutoModelFor... class of its task, and unwrap a compiled or parallel model."
+        )
+
+
+def _check_processing_classes(old: Any, new: Any) -> None:
+    if (old is None) != (new is None):
+        given, missing = ("processing_class", "new_processing_class")[:: 1 if new is None else -1]
+        raise ValueError(
+            f"{given} was given without {missing}. The rows of a trimmed vocabulary are found by token, so both are "
+            "needed: the teacher's tokenizer and what trim_vocabulary made of it."
         )
 
 
