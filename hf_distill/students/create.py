@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_distill.heads import core_model
@@ -14,6 +15,7 @@ from hf_distill.mapping import LayerMapping
 from hf_distill.students.build import fill
 from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
 from hf_distill.students.rows import carry_vocabulary
+from hf_distill.students.width import narrow
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -25,6 +27,11 @@ def create_student(
     layers: Sequence[int] | None = None,
     num_decoder_layers: int | None = None,
     decoder_layers: Sequence[int] | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
     processing_class: Any = None,
     new_processing_class: Any = None,
 ) -> Model:
@@ -51,6 +58,14 @@ def create_student(
         layers: Which blocks to keep instead, from 0, in increasing order.
         num_decoder_layers: How many blocks of an encoder-decoder's decoder to keep; the default keeps it whole.
         decoder_layers: Which blocks of the decoder to keep instead.
+        hidden_size: How many features to keep. Under RMS norms the others count as zero; under layer norms mean and
+            variance become those of what is kept.
+        intermediate_size: How many units of each block's feed-forward network to keep.
+        num_attention_heads: How many heads to keep; by default as many as keep the teacher's head size, if the hidden
+            size allows.
+        num_key_value_heads: How many key-value heads to keep; each keeps its queries' heads.
+        calibration: Batches of the teacher's inputs on which to measure what is important; the weights alone decide
+            without. See `hf_distill.students.importance`.
         processing_class: The teacher's tokenizer.
         new_processing_class: The student's, from `trim_vocabulary(processing_class, ...)`. Each of its tokens keeps
             its rows of the teacher's input and output embeddings and biases, and the config gets its ids. On text of
@@ -77,7 +92,12 @@ def create_student(
         "layers": _argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
         "decoder_layers": _argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
     }
-    if not any(asked.values()) and new_processing_class is None:
+    sizes = {
+        "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
+    }  # fmt: skip
+    widths = {name: value for name, value in sizes.items() if value is not None}
+    if not any(asked.values()) and not widths and new_processing_class is None:
         raise ValueError(
             "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
             "or for the decoder of an encoder-decoder num_decoder_layers or decoder_layers."
@@ -98,6 +118,8 @@ def create_student(
 
     def make(whole: Model) -> Model:
         student = _cut(whole, choices) if choices else whole
+        if widths:
+            student = narrow(student, widths, calibration)
         if new_processing_class is not None:
             student = carry_vocabulary(student, processing_class, new_processing_class)
         return student
