@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -12,10 +13,14 @@ from transformers import PreTrainedModel
 
 from hf_distill.heads import core_model
 from hf_distill.mapping import LayerMapping
+from hf_distill.students.budget import parameter_budget, propose, where_parameters_go
 from hf_distill.students.build import fill
 from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
 from hf_distill.students.rows import carry_vocabulary
-from hf_distill.students.width import narrow
+from hf_distill.students.shapes import narrowed_entries
+from hf_distill.students.width import UnprovedError, narrow
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -34,6 +39,9 @@ def create_student(
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
     processing_class: Any = None,
     new_processing_class: Any = None,
+    compression: float | None = None,
+    max_parameters: int | None = None,
+    max_mb: float | None = None,
 ) -> Model:
     """A student that is the teacher without some of its blocks, as DistilBERT was initialised (Sanh et al., 2019, §3).
 
@@ -70,6 +78,11 @@ def create_student(
         new_processing_class: The student's, from `trim_vocabulary(processing_class, ...)`. Each of its tokens keeps
             its rows of the teacher's input and output embeddings and biases, and the config gets its ids. On text of
             kept tokens the student computes what it would with the whole vocabulary.
+        compression: How many times fewer parameters than the teacher. The shape is then proposed (`propose` in
+            `hf_distill.students.budget`), uses 95 to 100 % of the budget, and is printed; dimensions that are given
+            stay. If the widths cannot be carried over, the student starts from random weights, with a warning.
+        max_parameters: The most parameters instead.
+        max_mb: The most megabytes (10^6 bytes, in the teacher's dtype) of weights instead.
 
     Raises:
         ValueError: If the blocks are not given exactly once for a stack, or are not in the teacher; if the teacher has
@@ -97,6 +110,14 @@ def create_student(
         "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
     }  # fmt: skip
     widths = {name: value for name, value in sizes.items() if value is not None}
+    budget = parameter_budget(teacher, compression, max_parameters, max_mb)
+    if budget is not None:
+        depth = num_hidden_layers if layers is None else len(layers)
+        vocabulary = None if new_processing_class is None else len(new_processing_class.get_vocab())
+        widths, shape = propose(teacher, budget, widths, depth, vocabulary)
+        blocks = widths.pop("num_hidden_layers")
+        asked["layers"] = asked["layers"] or ("num_hidden_layers", blocks)
+        print(f"{blocks} blocks, {widths}: {where_parameters_go(shape)}")
     if not any(asked.values()) and not widths and new_processing_class is None:
         raise ValueError(
             "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
@@ -119,7 +140,7 @@ def create_student(
     def make(whole: Model) -> Model:
         student = _cut(whole, choices) if choices else whole
         if widths:
-            student = narrow(student, widths, calibration)
+            student = _narrow(student, widths, calibration, budget is not None)
         if new_processing_class is not None:
             student = carry_vocabulary(student, processing_class, new_processing_class)
         return student
@@ -159,6 +180,21 @@ def _check_teacher(teacher: PreTrainedModel) -> None:
             f"create_student needs a Transformers model, got {type(teacher).__name__}. Load a name or path with the "
             "AutoModelFor... class of its task, and unwrap a compiled or parallel model."
         )
+
+
+def _narrow(
+    teacher: Model, widths: Mapping[str, int], calibration: Iterable[Mapping[str, Tensor]] | None, or_random: bool
+) -> Model:
+    try:
+        return narrow(teacher, widths, calibration)
+    except UnprovedError as error:
+        if not or_random:
+            raise
+        logger.warning("The student starts from random weights. %s", error)
+    config = type(teacher.config).from_dict(narrowed_entries(teacher, widths))
+    config.name_or_path = ""
+    student: Any = type(teacher)(config)
+    return student.to(teacher.device, teacher.dtype).eval()
 
 
 def _check_processing_classes(old: Any, new: Any) -> None:

@@ -28,7 +28,7 @@ def carry_vocabulary(teacher: Model, processing_class: Any, new_processing_class
     _check_tokens(ours, theirs, _size(teacher))
     tokens = sorted(ours, key=ours.__getitem__)
     rows = torch.tensor([theirs[token] for token in tokens])
-    entries = _entries(teacher, len(tokens))
+    entries = vocabulary_entries(teacher, len(tokens))
     moved = {old: ours.get(token) for token, old in theirs.items()}
     _renumber(entries, moved, {old: token for token, old in theirs.items()})
     _check_positions(teacher, moved)
@@ -45,7 +45,7 @@ def vocabulary_axes(teacher: PreTrainedModel) -> dict[str, int]:
         ValueError: If the tables do not follow the config's `vocab_size`.
     """
     size = _size(teacher)
-    larger = dict(tensors(built(teacher, _entries(teacher, size + 1))))
+    larger = dict(tensors(built(teacher, vocabulary_entries(teacher, size + 1))))
     axes = {
         name: axis
         for name, tensor in tensors(teacher)
@@ -70,7 +70,7 @@ def _size(teacher: PreTrainedModel) -> int:
     return size
 
 
-def _entries(teacher: PreTrainedModel, size: int) -> dict[str, Any]:
+def vocabulary_entries(teacher: PreTrainedModel, size: int) -> dict[str, Any]:
     """The entries of the teacher's config, for a vocabulary of another size."""
     config: Any = teacher.config
     text = config.get_text_config()
