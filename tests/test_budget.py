@@ -46,7 +46,7 @@ def test_given_dimensions_stay():
     assert student.config.num_hidden_layers == 1
     student = create_student(make("bert"), compression=8, hidden_size=32)
     assert student.config.hidden_size == 32
-    student = create_student(make("bert"), compression=4, layers=[1], intermediate_size=128)
+    student = create_student(make("bert"), max_parameters=17_000, layers=[1], intermediate_size=128)
     assert (student.config.num_hidden_layers, student.config.intermediate_size) == (1, 128)
 
 

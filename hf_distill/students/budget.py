@@ -121,6 +121,7 @@ def _fits(
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
     step = 2 if "intermediate_size" in fixed else _STEP  # only the hidden size is left to fill the budget
     choices = sorted({*range(step, sizes["hidden_size"] + 1, step), *range(head, sizes["hidden_size"] + 1, head)})
+    choices = [hidden for hidden in choices if _heads(sizes, hidden) <= sizes["num_attention_heads"]]
     if "num_attention_heads" in fixed:
         choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
                    and hidden <= head * fixed["num_attention_heads"]]  # fmt: skip
