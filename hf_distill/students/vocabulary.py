@@ -224,9 +224,11 @@ def _rewrite(state: dict[str, Any], kept: set[str]) -> dict[str, int]:
         model["vocab"] = {token: ids[token] for token in tokens}
     if "merges" in model:
         prefix = model.get("continuing_subword_prefix") or ""
-        model["merges"] = [
-            list(pair) for pair in _merges(model) if {*pair, pair[0] + pair[1].removeprefix(prefix)} <= set(tokens)
-        ]
+        kept_tokens = set(tokens)
+        merges = [pair for pair in _merges(model) if {*pair, pair[0] + pair[1].removeprefix(prefix)} <= kept_tokens]
+        # As text where that is unambiguous: Transformers 5.0 reads no other form back.
+        plain = not any(" " in part for pair in merges for part in pair)
+        model["merges"] = [" ".join(pair) if plain else list(pair) for pair in merges]
     state["added_tokens"] = sorted(({**token, "id": ids[token["content"]]} for token in added), key=lambda t: t["id"])
     if state.get("padding"):
         state["padding"]["pad_id"] = ids[state["padding"]["pad_token"]]
