@@ -2,5 +2,6 @@
 
 from hf_distill.students.create import create_student
 from hf_distill.students.distilbert import create_distilbert
+from hf_distill.students.vocabulary import trim_vocabulary
 
-__all__ = ["create_distilbert", "create_student"]
+__all__ = ["create_distilbert", "create_student", "trim_vocabulary"]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_distill.heads import core_model
 from hf_distill.mapping import LayerMapping, layers_of
-from hf_distill.students.depth import Cut, Stack, fill, find_stack, skeleton, sources
+from hf_distill.students.budget import parameter_budget, propose, where_parameters_go
+from hf_distill.students.build import fill
+from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
+from hf_distill.students.rows import carry_vocabulary
+from hf_distill.students.shapes import narrowed_entries
+from hf_distill.students.width import UnprovedError, narrow
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -23,6 +32,16 @@ def create_student(
     layers: Sequence[int] | None = None,
     num_decoder_layers: int | None = None,
     decoder_layers: Sequence[int] | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
+    processing_class: Any = None,
+    new_processing_class: Any = None,
+    compression: float | None = None,
+    max_parameters: int | None = None,
+    max_mb: float | None = None,
 ) -> Model:
     """A student that is the teacher without some of its blocks, as DistilBERT was initialised (Sanh et al., 2019, §3).
 
@@ -47,6 +66,23 @@ def create_student(
         layers: Which blocks to keep instead, from 0, in increasing order.
         num_decoder_layers: How many blocks of an encoder-decoder's decoder to keep; the default keeps it whole.
         decoder_layers: Which blocks of the decoder to keep instead.
+        hidden_size: How many features to keep. Under RMS norms the others count as zero; under layer norms mean and
+            variance become those of what is kept.
+        intermediate_size: How many units of each block's feed-forward network to keep.
+        num_attention_heads: How many heads to keep; by default as many as keep the teacher's head size, if the hidden
+            size allows.
+        num_key_value_heads: How many key-value heads to keep; each keeps its queries' heads.
+        calibration: Batches of the teacher's inputs on which to measure what is important; the weights alone decide
+            without. See `hf_distill.students.importance`.
+        processing_class: The teacher's tokenizer.
+        new_processing_class: The student's, from `trim_vocabulary(processing_class, ...)`. Each of its tokens keeps
+            its rows of the teacher's input and output embeddings and biases, and the config gets its ids. On text of
+            kept tokens the student computes what it would with the whole vocabulary.
+        compression: How many times fewer parameters than the teacher. The shape is then proposed (`propose` in
+            `hf_distill.students.budget`), uses 95 to 100 % of the budget, and is printed; dimensions that are given
+            stay. If the widths cannot be carried over, the student starts from random weights, with a warning.
+        max_parameters: The most parameters instead.
+        max_mb: The most megabytes (10^6 bytes, in the teacher's dtype) of weights instead.
 
     Raises:
         ValueError: If the blocks are not given exactly once for a stack, or are not in the teacher; if the teacher has
@@ -64,11 +100,25 @@ def create_student(
         True
     """
     _check_teacher(teacher)
+    _check_processing_classes(processing_class, new_processing_class)
     asked = {
         "layers": _argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
         "decoder_layers": _argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
     }
-    if not any(asked.values()):
+    sizes = {
+        "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
+    }  # fmt: skip
+    widths = {name: value for name, value in sizes.items() if value is not None}
+    budget = parameter_budget(teacher, compression, max_parameters, max_mb)
+    if budget is not None:
+        depth = num_hidden_layers if layers is None else len(layers)
+        vocabulary = None if new_processing_class is None else len(new_processing_class.get_vocab())
+        widths, shape = propose(teacher, budget, widths, depth, vocabulary)
+        blocks = widths.pop("num_hidden_layers")
+        asked["layers"] = asked["layers"] or ("num_hidden_layers", blocks)
+        print(f"{blocks} blocks, {widths}: {where_parameters_go(shape)}")
+    if not any(asked.values()) and not widths and new_processing_class is None:
         raise ValueError(
             "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
             "or for the decoder of an encoder-decoder num_decoder_layers or decoder_layers."
@@ -86,12 +136,21 @@ def create_student(
         for name, value in [argument]
         for stack in [find_stack(teacher, decoder=bool(decoder))]
     ]
+
+    def make(whole: Model) -> Model:
+        student = _cut(whole, choices) if choices else whole
+        if widths:
+            student = _narrow(student, widths, calibration, budget is not None)
+        if new_processing_class is not None:
+            student = carry_vocabulary(student, processing_class, new_processing_class)
+        return student
+
     try:
-        return _cut(teacher, choices)
+        return make(teacher)
     except ValueError:
         if getattr(teacher, "hf_quantizer", None) is None:
             raise
-    return _cut(_dequantized(teacher), choices)
+    return make(_dequantized(teacher))
 
 
 def _cut(teacher: Model, choices: list[tuple[Stack, list[tuple[int, ...]]]]) -> Model:
@@ -120,6 +179,30 @@ def _check_teacher(teacher: PreTrainedModel) -> None:
         raise ValueError(
             f"create_student needs a Transformers model, got {type(teacher).__name__}. Load a name or path with the "
             "AutoModelFor... class of its task, and unwrap a compiled or parallel model."
+        )
+
+
+def _narrow(
+    teacher: Model, widths: Mapping[str, int], calibration: Iterable[Mapping[str, Tensor]] | None, or_random: bool
+) -> Model:
+    try:
+        return narrow(teacher, widths, calibration)
+    except UnprovedError as error:
+        if not or_random:
+            raise
+        logger.warning("The student starts from random weights. %s", error)
+    config = type(teacher.config).from_dict(narrowed_entries(teacher, widths))
+    config.name_or_path = ""
+    student: Any = type(teacher)(config)
+    return student.to(teacher.device, teacher.dtype).eval()
+
+
+def _check_processing_classes(old: Any, new: Any) -> None:
+    if (old is None) != (new is None):
+        given, missing = ("processing_class", "new_processing_class")[:: 1 if new is None else -1]
+        raise ValueError(
+            f"{given} was given without {missing}. The rows of a trimmed vocabulary are found by token, so both are "
+            "needed: the teacher's tokenizer and what trim_vocabulary made of it."
         )
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
+
+from hf_distill.students.build import built, tensors
 
 # What configs call the number of blocks; `attribute_map` resolves most of them.
 _DEPTH = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "num_encoder_layers")
@@ -105,15 +106,8 @@ def skeleton(teacher: PreTrainedModel, cuts: Sequence[Cut]) -> PreTrainedModel:
     Raises:
         ValueError: If the teacher's config cannot say that these blocks are left.
     """
-    source: Any = teacher.config
     try:
-        config = type(source).from_dict(_cut_entries(source.to_dict(), cuts))
-        config.name_or_path = ""  # nobody shall take the student for the teacher
-        config.dtype = teacher.dtype
-        with torch.device("meta"):
-            return type(teacher)._from_config(
-                config, dtype=teacher.dtype, attn_implementation=source._attn_implementation
-            )
+        return built(teacher, _cut_entries(teacher.config.to_dict(), cuts))
     except Exception as error:
         kept = " and ".join(str(list(cut.blocks)) for cut in cuts)
         raise ValueError(
@@ -124,7 +118,6 @@ def skeleton(teacher: PreTrainedModel, cuts: Sequence[Cut]) -> PreTrainedModel:
 
 def _cut_entries(entries: dict[str, Any], cuts: Sequence[Cut]) -> dict[str, Any]:
     entries = copy.deepcopy(entries)
-    entries.pop("quantization_config", None)
     for cut in cuts:
         section = entries
         for key in cut.stack.section:
@@ -152,10 +145,10 @@ def sources(student: PreTrainedModel, teacher: PreTrainedModel, cuts: Sequence[C
     Raises:
         ValueError: If the student, as its config builds it, is not the teacher without the other blocks.
     """
-    theirs = dict(_tensors(teacher))
+    theirs = dict(tensors(teacher))
     found: dict[str, str] = {}
     borrowed: list[str] = []
-    for name, tensor in _tensors(student):
+    for name, tensor in tensors(student):
         source = _renamed(name, cuts)
         if source not in theirs and _renamed(name, cuts, first=0) in theirs:
             source = _renamed(name, cuts, first=0)
@@ -234,41 +227,3 @@ def _unlike(teacher: nn.Module, what: str) -> str:
         "blocks whose kinds come in the teacher's order, or, if the teacher was changed after it was loaded "
         "(adapters, new heads), load it afresh."
     )
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and all buffers, those that are not saved too."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def fill(student: PreTrainedModel, teacher: PreTrainedModel, found: dict[str, str]) -> PreTrainedModel:
-    """Put copies of the teacher's tensors into the skeleton, on the teacher's device and in its dtypes.
-
-    Raises:
-        ValueError: If tensors that the config ties differ in the teacher, or some have been moved off its devices.
-    """
-    theirs = dict(_tensors(teacher))
-    placed = {}
-    for name, old in list(_tensors(student)):
-        source = theirs[found[name]].detach()
-        packed = type(theirs[found[name]]) not in (Tensor, nn.Parameter)
-        if packed or source.is_meta or source.is_floating_point() != old.is_floating_point():
-            raise ValueError(
-                f"{found[name]} of the teacher is on device {source.device} in {source.dtype}; a student needs plain "
-                "floating-point weights. Load the teacher without quantisation or offloading to cut it."
-            )
-        new = source.to(teacher.device, copy=True)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        path, _, leaf = name.rpartition(".")
-        setattr(student.get_submodule(path), leaf, new)
-        placed[name] = new
-    student.tie_weights()
-    for name, tensor in _tensors(student):
-        if tensor is not placed[name] and not torch.equal(tensor, placed[name]):
-            raise ValueError(
-                f"The teacher's config ties {name} to another weight, but in the teacher the two differ, and the "
-                "student would lose one of them. Set teacher.config.tie_word_embeddings = False, or tie_weights()."
-            )
-    return student

@@ -1,0 +1,165 @@
+"""A shape for a student of a given size."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_distill.students.build import built
+from hf_distill.students.depth import Cut, Stack, find_stack, skeleton
+from hf_distill.students.rows import vocabulary_entries
+from hf_distill.students.shapes import current_widths, narrowed_entries
+
+_SLACK = 0.05  # of the budget may stay unused
+_STEP = 8  # hidden sizes that are tried are multiples of it, where the feed-forward size fills the rest
+
+
+def parameter_budget(
+    teacher: PreTrainedModel, compression: float | None, max_parameters: int | None, max_mb: float | None
+) -> int | None:
+    """How many parameters a student may have, `None` if nothing was asked. A MB is 10^6 bytes in the teacher's dtype.
+
+    Raises:
+        ValueError: If more than one limit was given, or one that is no limit.
+    """
+    limits = {"compression": compression, "max_parameters": max_parameters, "max_mb": max_mb}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} both limit the size. Pass one of them.")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= (name == "compression"):
+            raise ValueError(f"{name} must be a number above {int(name == 'compression')}, got {value!r}.")
+    if compression is not None:
+        return int(count(teacher) / compression)
+    if max_mb is not None:
+        return int(max_mb * 1e6 / teacher.dtype.itemsize)
+    return None if max_parameters is None else int(max_parameters)
+
+
+def count(model: nn.Module) -> int:
+    """The number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def propose(
+    teacher: PreTrainedModel, budget: int, fixed: Mapping[str, int], depth: int | None, vocabulary: int | None
+) -> tuple[dict[str, int], PreTrainedModel]:
+    """The shape within the budget, and at most 5 % below it, that is nearest to the teacher's proportions.
+
+    Nearest means: depth and hidden size shrink by like factors, and the feed-forward size in proportion to the latter;
+    the sum of the absolute logarithms of both departures is least. Hidden sizes that keep the teacher's head size come
+    first.
+
+    Args:
+        teacher: The model to shrink.
+        budget: The most parameters.
+        fixed: Widths that were asked for.
+        depth: The number of blocks, if it was asked for.
+        vocabulary: The number of tokens of a new tokenizer, if there is one.
+
+    Returns:
+        `num_hidden_layers` and the widths, and a model of that shape without weights.
+
+    Raises:
+        ValueError: If there is no such shape.
+    """
+    stack = find_stack(teacher)
+    sizes = current_widths(teacher)
+    ratio = sizes["intermediate_size"] / sizes["hidden_size"]
+    best: tuple[float, dict[str, int], PreTrainedModel] | None = None
+    smallest = math.inf
+    for blocks in [depth] if depth else _depths(stack.depth):
+        for shape, model in _fits(teacher, stack, blocks, budget, fixed, vocabulary, ratio):
+            smallest = min(smallest, count(model))
+            if not (1 - _SLACK) * budget <= count(model) <= budget:
+                continue
+            off = abs(math.log(shape["hidden_size"] / sizes["hidden_size"] * stack.depth / blocks))
+            off += abs(math.log(shape["intermediate_size"] / (ratio * shape["hidden_size"])))
+            off += shape["hidden_size"] % (sizes["hidden_size"] // sizes["num_attention_heads"]) > 0
+            if best is None or off < best[0]:
+                best = off, {"num_hidden_layers": blocks, **shape}, model
+    if best is None:
+        raise ValueError(
+            f"No student of at most {budget:,} parameters, and at least {1 - _SLACK:.0%} of that, can be cut from "
+            f"{type(teacher).__name__} with what was asked for; the smallest that was tried has {smallest:,.0f}. "
+            "Allow another size, leave dimensions open, or trim the vocabulary (trim_vocabulary)."
+        )
+    return best[1], best[2]
+
+
+def _depths(depth: int) -> list[int]:
+    """Depths worth trying: all up to 4, then ever fewer."""
+    return sorted({*range(1, min(depth, 4) + 1), *(max(round(depth * part / 6), 1) for part in range(1, 7))})
+
+
+def _fits(
+    teacher: PreTrainedModel, stack: Stack, blocks: int, budget: int, fixed: Mapping[str, int],
+    vocabulary: int | None, ratio: float,
+) -> Iterator[tuple[dict[str, int], PreTrainedModel]]:  # fmt: skip
+    """Shapes of a depth near the budget: hidden sizes around it, each with the feed-forward size that fills it."""
+    shallow = skeleton(teacher, [Cut(stack, tuple(range(blocks)))]) if blocks < stack.depth else teacher
+    sizes = current_widths(teacher)
+
+    @functools.cache
+    def model(hidden: int, units: int) -> tuple[dict[str, int], PreTrainedModel]:
+        shape = {"hidden_size": hidden, "intermediate_size": units, **fixed}
+        if not isinstance(teacher.config.to_dict().get("head_dim"), int):
+            shape.setdefault("num_attention_heads", _heads(sizes, hidden))
+        made = built(shallow, narrowed_entries(shallow, shape))
+        made = built(made, vocabulary_entries(made, vocabulary)) if vocabulary else made
+        made.tie_weights()
+        return shape, made
+
+    def natural(hidden: int) -> int:
+        return fixed.get("intermediate_size", min(max(round(ratio * hidden), 1), sizes["intermediate_size"]))
+
+    head = sizes["hidden_size"] // sizes["num_attention_heads"]
+    step = 2 if "intermediate_size" in fixed else _STEP  # only the hidden size is left to fill the budget
+    choices = sorted({*range(step, sizes["hidden_size"] + 1, step), *range(head, sizes["hidden_size"] + 1, head)})
+    choices = [hidden for hidden in choices if _heads(sizes, hidden) <= sizes["num_attention_heads"]]
+    if "num_attention_heads" in fixed:
+        choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
+                   and hidden <= head * fixed["num_attention_heads"]]  # fmt: skip
+    choices = [fixed["hidden_size"]] if "hidden_size" in fixed else choices
+    low, high = 0, len(choices)
+    while low < high:  # the first that is too large
+        middle = (low + high) // 2
+        if count(model(choices[middle], natural(choices[middle]))[1]) > budget:
+            high = middle
+        else:
+            low = middle + 1
+    multiples = [k for k, hidden in enumerate(choices) if hidden % head == 0]
+    near = {low - 1, low, *[k for k in multiples if k < low][-1:], *[k for k in multiples if k >= low][:1]}
+    for hidden in (choices[k] for k in near if 0 <= k < len(choices)):
+        units = natural(hidden)
+        if "intermediate_size" not in fixed:
+            ours, one = count(model(hidden, units)[1]), count(model(hidden, 1)[1])
+            each = (ours - one) / (units - 1) if units > 1 else math.inf  # parameters of one unit of every block
+            units = min(max(math.floor(units + (budget - ours) / each), 1), sizes["intermediate_size"])
+        yield model(hidden, units)
+
+
+def _heads(sizes: Mapping[str, int], hidden: int) -> int:
+    """The fewest heads that divide a hidden size and are not larger than the teacher's."""
+    head = sizes["hidden_size"] // sizes["num_attention_heads"]
+    return next(heads for heads in range(-(-hidden // head), hidden + 1) if hidden % heads == 0)
+
+
+def where_parameters_go(model: Any) -> str:
+    """One line: how many parameters the model has, and how many in embeddings, blocks and head."""
+    blocks = {
+        id(p) for module in model.modules() if isinstance(module, nn.ModuleList) for p in module.parameters()
+    }  # fmt: skip
+    base = {id(p) for p in model.base_model.parameters()}
+    parts = {"embeddings": 0, "blocks": 0, "head": 0}
+    for parameter in model.parameters():
+        part = "blocks" if id(parameter) in blocks else "embeddings" if id(parameter) in base else "head"
+        parts[part] += parameter.numel()
+    total = sum(parts.values())
+    shares = ", ".join(f"{name} {number:,} ({number / total:.0%})" for name, number in parts.items())
+    return f"{total:,} parameters: {shares}"

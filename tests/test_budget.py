@@ -1,0 +1,83 @@
+"""Students to a budget: parameters are counted on the model that comes out."""
+
+import logging
+
+import pytest
+import torch
+from test_students import make as make_teacher
+from test_students import outputs
+from test_vocabulary import original, trimmed
+
+from hf_distill.students import create_student
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+WIDE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "num_hidden_layers": 2}
+
+
+def make(name, **changes):
+    return make_teacher(name, **{**WIDE, **changes})
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "compression"), [("bert", 3), ("bert", 30), ("llama", 10), ("gpt2", 5)])
+def test_budgets_are_met_within_five_percent(name, compression, capsys):
+    teacher = make(name, **({"head_dim": 16, "num_key_value_heads": 2} if name == "llama" else {}))
+    student = create_student(teacher, compression=compression)
+    assert 0.95 <= parameters(student) * compression / parameters(teacher) <= 1
+    assert torch.isfinite(outputs(student)["logits"]).all()
+    said = capsys.readouterr().out
+    assert f"{parameters(student):,} parameters: embeddings " in said
+    numbers = [int(part.split()[-2].replace(",", "")) for part in said.split("parameters: ")[1].split("%)")[:3]]
+    assert sum(numbers) == parameters(student)
+
+
+def test_other_ways_to_say_it():
+    teacher = make("bert")
+    assert 19_000 <= parameters(create_student(teacher, max_parameters=20_000)) <= 20_000
+    assert 0.95 * 25_000 <= parameters(create_student(teacher, max_mb=0.1)) <= 25_000
+    assert parameters(create_student(teacher.to(torch.bfloat16), max_mb=0.1)) > 0.95 * 50_000
+
+
+def test_given_dimensions_stay():
+    student = create_student(make("bert"), compression=8, num_hidden_layers=1)
+    assert student.config.num_hidden_layers == 1
+    student = create_student(make("bert"), compression=8, hidden_size=32)
+    assert student.config.hidden_size == 32
+    student = create_student(make("bert"), max_parameters=17_000, layers=[1], intermediate_size=128)
+    assert (student.config.num_hidden_layers, student.config.intermediate_size) == (1, 128)
+
+
+def test_a_trimmed_vocabulary_leaves_room_for_the_blocks():
+    old, new = trimmed("wordpiece")
+    teacher = make("bert", vocab_size=len(original("wordpiece")))
+    plain = create_student(teacher, compression=10)
+    student = create_student(teacher, compression=10, processing_class=old, new_processing_class=new)
+    assert 0.95 <= parameters(student) * 10 / parameters(teacher) <= 1
+    assert parameters(student.bert.encoder) > parameters(plain.bert.encoder)
+    assert student.config.vocab_size == len(new)
+
+
+def test_random_weights_are_announced(caplog):
+    with caplog.at_level(logging.WARNING):
+        student = create_student(make("modernbert", num_hidden_layers=1), max_parameters=2500, hidden_size=8)
+    assert "starts from random weights. ModernBertForMaskedLM cannot be made narrower" in caplog.text
+    assert student.config.hidden_size == 8
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"compression": 10, "max_mb": 1}, "compression and max_mb both limit the size"),
+        ({"compression": 1}, "compression must be a number above 1, got 1"),
+        ({"max_parameters": 0}, "max_parameters must be a number above 0, got 0"),
+        ({"max_parameters": 100}, r"at most 100 parameters, .* smallest that was tried has [\d,]+\. Allow"),
+        ({"compression": 5, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256}, "smallest that was"),
+        ({"compression": 5, "num_attention_heads": 3, "hidden_size": 32}, "cannot be divided among 3 heads"),
+    ],
+)
+def test_bad_requests_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_student(make("bert"), **kwargs)
