@@ -44,7 +44,9 @@ MAY_IMPORT = {
         "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
         "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "wrapped_forward",
     },
-    "__init__": {"layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args"},
+    "__init__": {
+        "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
+    },
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
 TORCH_ALONE = (
