@@ -16,7 +16,10 @@ from hf_distill.students.rows import vocabulary_entries
 from hf_distill.students.shapes import current_widths, narrowed_entries
 
 _SLACK = 0.05  # of the budget may stay unused
-_STEP = 8  # hidden sizes that are tried are multiples of it, where the feed-forward size fills the rest
+_STEP = (
+    8  # hidden sizes that are tried are multiples of it (below 64 of 2), where the feed-forward size fills the rest
+)
+_FEED_FORWARD = 3.0  # a block that is all feed-forward costs more than one block more or less
 
 
 def parameter_budget(
@@ -52,8 +55,8 @@ def propose(
     """The shape within the budget, and at most 5 % below it, that is nearest to the teacher's proportions.
 
     Nearest means: depth and hidden size shrink by like factors, and the feed-forward size in proportion to the latter;
-    the sum of the absolute logarithms of both departures is least. Hidden sizes that keep the teacher's head size come
-    first.
+    the sum of the absolute logarithms of both departures, the second times 3, is least. Hidden sizes that keep the
+    teacher's head size come first.
 
     Args:
         teacher: The model to shrink.
@@ -79,7 +82,7 @@ def propose(
             if not (1 - _SLACK) * budget <= count(model) <= budget:
                 continue
             off = abs(math.log(shape["hidden_size"] / sizes["hidden_size"] * stack.depth / blocks))
-            off += abs(math.log(shape["intermediate_size"] / (ratio * shape["hidden_size"])))
+            off += _FEED_FORWARD * abs(math.log(shape["intermediate_size"] / (ratio * shape["hidden_size"])))
             off += shape["hidden_size"] % (sizes["hidden_size"] // sizes["num_attention_heads"]) > 0
             if best is None or off < best[0]:
                 best = off, {"num_hidden_layers": blocks, **shape}, model
@@ -120,11 +123,15 @@ def _fits(
 
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
     step = 2 if "intermediate_size" in fixed else _STEP  # only the hidden size is left to fill the budget
-    choices = sorted({*range(step, sizes["hidden_size"] + 1, step), *range(head, sizes["hidden_size"] + 1, head)})
+    whole = sizes["hidden_size"]
+    choices = sorted({*range(2, min(whole, 64), 2), *range(step, whole + 1, step), *range(head, whole + 1, head)})
     choices = [hidden for hidden in choices if _heads(sizes, hidden) <= sizes["num_attention_heads"]]
     if "num_attention_heads" in fixed:
         choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
                    and hidden <= head * fixed["num_attention_heads"]]  # fmt: skip
+    if isinstance(teacher.config.to_dict().get("head_dim"), int):  # heads stay, and configs want them to divide
+        heads = fixed.get("num_attention_heads", sizes["num_attention_heads"])
+        choices = [hidden for hidden in choices if hidden % heads == 0]
     choices = [fixed["hidden_size"]] if "hidden_size" in fixed else choices
     low, high = 0, len(choices)
     while low < high:  # the first that is too large
