@@ -1,11 +1,12 @@
-"""Teachers that are quantised, loaded from GGUF, or placed by `device_map`: they answer where and as they are."""
+"""Teachers that are quantised, or placed by `device_map`: they answer where and as they are."""
 
 import copy
 
 import pytest
 import torch
+from language_models import SIZES, batch, llama, plain_answer, trained_student
 from parity import different_tensors
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_distill.activations import Needs
 from hf_distill.students import create_student
@@ -14,32 +15,11 @@ from hf_distill.teachers.fingerprint import weights_fingerprint
 from hf_distill.teachers.placement import execution_device
 from hf_distill.testing import tiny_task
 
-SIZES = {
-    "vocab_size": 37, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 SPREAD = {
     "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
     "model.layers.3": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
 }  # fmt: skip
 PLACES = {"one device by name": "cpu", "one device": {"": "cpu"}, "some on disk": SPREAD, "all on disk": {"": "disk"}}
-
-
-def llama():
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
-
-
-def batch():
-    return {"input_ids": torch.randint(0, 37, (3, 9), generator=torch.Generator().manual_seed(0))}
-
-
-def plain_answer(model):
-    with torch.no_grad():
-        return model(**batch(), use_cache=False).logits
 
 
 def bits(model):
@@ -55,7 +35,10 @@ def folder(tmp_path):
 @pytest.fixture
 def placed(folder, tmp_path):
     def load(device_map):
-        return AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "disk")
+        model = AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "disk")
+        if all(parameter.is_meta for parameter in model.parameters()) and not hasattr(model, "_hf_hook"):
+            pytest.skip("Transformers 5.0 leaves a model that is all on disk without weights")
+        return model
 
     return load
 
@@ -85,12 +68,6 @@ def quantised(folder, kind):
 
 
 QUANTISED = ["torchao int8", "torchao int8, dynamic", "bitsandbytes int8", "bitsandbytes nf4"]
-
-
-def trained_student(make_trainer, teacher, **kwargs):
-    trainer = make_trainer(tiny_task("causal_lm"), teacher_model=teacher, max_steps=3, hard_label_weight=0.0, **kwargs)
-    trainer.train()
-    return trainer.model.state_dict()
 
 
 # ---- Placed by device_map ----
@@ -138,6 +115,13 @@ def test_a_teacher_without_values_has_no_fingerprint():
         empty = LlamaForCausalLM(LlamaConfig(**SIZES))
     with pytest.raises(ValueError, match=r"is on the meta device, without values.*leave out teacher_cache_dir"):
         weights_fingerprint(empty)
+
+
+def test_a_teacher_without_values_is_refused(make_trainer):
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(LlamaConfig(**SIZES))
+    with pytest.raises(ValueError, match="The teacher LlamaForCausalLM has no weights"):
+        make_trainer(tiny_task("causal_lm"), teacher_model=empty)
 
 
 def test_an_offloaded_teacher_is_not_cut(placed):
@@ -226,100 +210,3 @@ def test_a_teacher_quantised_by_torchao_itself(folder, make_trainer):
     trained_student(make_trainer, teacher)
     with pytest.raises(ValueError, match="a student needs plain floating-point weights"):
         create_student(teacher, num_hidden_layers=2)
-
-
-# ---- From GGUF ----
-
-
-def write_gguf(path, model, quantise):
-    """A Qwen2 as GGUF: its linear layers in 8-bit blocks, or everything in fp32. What it holds, dequantised."""
-    gguf = pytest.importorskip("gguf")
-    config = model.config
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    held = {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":  # tied
-            continue
-        data, stem, leaf = tensor.numpy(), *name.rsplit(".", 1)
-        target = f"{names.get_name(stem)}.{leaf}"
-        if quantise and "proj.weight" in name:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            packed = gguf.quants.quantize(data, kind)
-            writer.add_tensor(target, packed, raw_dtype=kind)
-            data = gguf.quants.dequantize(packed, kind)
-        else:
-            writer.add_tensor(target, data)
-        held[name] = torch.from_numpy(data).clone()
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return held
-
-
-def qwen():
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
-
-
-@pytest.fixture(params=[False, True], ids=["fp32", "8-bit blocks"])
-def gguf_teacher(request, tmp_path):
-    """A model loaded from GGUF, and the same one without GGUF."""
-    (tmp_path / "gguf").mkdir()
-    plain = qwen()
-    plain.load_state_dict(write_gguf(tmp_path / "gguf" / "tiny.gguf", plain, request.param), strict=False)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "gguf", gguf_file="tiny.gguf", dtype=torch.float32)
-    return loaded, plain
-
-
-def test_a_teacher_from_gguf_teaches_what_its_weights_say(gguf_teacher, make_trainer):
-    teacher, plain = gguf_teacher
-    assert different_tensors(trained_student(make_trainer, teacher), trained_student(make_trainer, plain)) == []
-    assert torch.allclose(plain_answer(teacher), plain_answer(plain), atol=1e-5)
-
-
-def test_a_teacher_from_gguf_by_path(gguf_teacher, make_trainer, tmp_path):
-    _, plain = gguf_teacher
-    by_path = trained_student(
-        make_trainer, tmp_path / "gguf", teacher_model_init_kwargs={"gguf_file": "tiny.gguf", "dtype": "float32"}
-    )
-    assert different_tensors(by_path, trained_student(make_trainer, plain)) == []
-
-
-def test_unpacked_weights_from_gguf_may_be_moved(gguf_teacher):
-    """Transformers calls it quantised; left on the CPU it would be slow beside a student on a GPU."""
-    teacher = OnlineTeacher(gguf_teacher[0], device="meta")
-    assert next(teacher.model.parameters()).device.type == "meta"
-
-
-def test_a_student_of_a_teacher_from_gguf_is_saved_and_loaded(gguf_teacher, tmp_path):
-    student = create_student(gguf_teacher[0], layers=[0, 3])
-    student.save_pretrained(tmp_path / "student")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
-    expected = create_student(gguf_teacher[1], layers=[0, 3])
-    assert torch.allclose(plain_answer(loaded), plain_answer(expected), atol=1e-5)
-
-
-def test_a_teacher_from_gguf_fills_a_cache_and_is_recognised(gguf_teacher, make_trainer, tmp_path, capsys):
-    for asked in (48, 0):
-        file = tmp_path / f"moved {asked}" / "gguf" / f"named {asked}.gguf"
-        file.parent.mkdir(parents=True)
-        file.write_bytes((tmp_path / "gguf" / "tiny.gguf").read_bytes())
-        teacher = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        trained_student(make_trainer, teacher, teacher_cache_dir=str(tmp_path / "cache"), teacher_dtype="float32")
-        assert f"asked about {asked} of 48 rows" in capsys.readouterr().out

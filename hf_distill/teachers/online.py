@@ -78,9 +78,19 @@ class OnlineTeacher:
         return answer
 
     def load(self) -> None:
-        """Be ready to answer."""
-        if self._device is not None and next(self.model.parameters()).device != self._device:
-            self.model.to(self._device)
+        """Be ready to answer.
+
+        Raises:
+            ValueError: If the model has no weights.
+        """
+        if self._device is None or next(self.model.parameters()).device == self._device:
+            return
+        if next(self.model.parameters()).is_meta:
+            raise ValueError(
+                f"The teacher {type(self.model).__name__} has no weights: they are on the meta device. Load it with "
+                "from_pretrained; where all of it is offloaded to disk, with a newer release of Transformers."
+            )
+        self.model.to(self._device)
 
     def release(self) -> None:
         """Make room on the accelerator until the next question."""
