@@ -118,17 +118,7 @@ def create_student(
         blocks = widths.pop("num_hidden_layers")
         asked["layers"] = asked["layers"] or ("num_hidden_layers", blocks)
         print(f"{blocks} blocks, {widths}: {where_parameters_go(shape)}")
-    if not any(asked.values()) and not widths and new_processing_class is None:
-        raise ValueError(
-            "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
-            "or for the decoder of an encoder-decoder num_decoder_layers or decoder_layers."
-        )
-    if asked["decoder_layers"] and not teacher.config.is_encoder_decoder:
-        name = asked["decoder_layers"][0]
-        raise ValueError(
-            f"{name} is for encoder-decoders, but {type(teacher).__name__} is none. Pass num_hidden_layers or layers "
-            "instead."
-        )
+    _check_choices(teacher, asked, bool(widths) or new_processing_class is not None)
     choices = [
         (stack, _choices(stack, name, value))
         for decoder, argument in enumerate(asked.values())
@@ -179,6 +169,21 @@ def _check_teacher(teacher: PreTrainedModel) -> None:
         raise ValueError(
             f"create_student needs a Transformers model, got {type(teacher).__name__}. Load a name or path with the "
             "AutoModelFor... class of its task, and unwrap a compiled or parallel model."
+        )
+
+
+def _check_choices(teacher: PreTrainedModel, asked: Mapping[str, tuple[str, Any] | None], other_cuts: bool) -> None:
+    if not any(asked.values()) and not other_cuts:
+        raise ValueError(
+            "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
+            "for the decoder of an encoder-decoder num_decoder_layers or decoder_layers, a width (hidden_size, ...), "
+            "new_processing_class, or a budget (compression, max_parameters, max_mb)."
+        )
+    if asked["decoder_layers"] and not teacher.config.is_encoder_decoder:
+        name = asked["decoder_layers"][0]
+        raise ValueError(
+            f"{name} is for encoder-decoders, but {type(teacher).__name__} is none. Pass num_hidden_layers or layers "
+            "instead."
         )
 
 
