@@ -75,7 +75,7 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
 
     def python(script):
         return subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=True
         ).stdout
 
     files = [set(line.split()[1:]) for line in python(kill).splitlines() if line.startswith("files")]
