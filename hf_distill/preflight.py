@@ -71,6 +71,30 @@ def align(
     return head, Alignment(order, vocabulary if is_language_model else None)
 
 
+def align_answers(student: nn.Module, teacher: Teacher | None, losses: LossTerms) -> tuple[Head, Alignment]:
+    """As [`align`], for two models that do not share a tokenizer: only whole rows can be compared.
+
+    Raises:
+        ValueError: If the head is about tokens, or a loss reads more of the teacher than its logits.
+    """
+    head = head_of(student)
+    if head.kind != "rows" or losses.teacher_needs != Needs(logits=losses.teacher_needs.logits):
+        raise ValueError(
+            f"Student and teacher have tokenizers of their own (TwoTokenizersCollator), so only answers about whole "
+            f"rows can be compared, but the head is of kind {head.kind!r} and the losses read {losses.teacher_needs} "
+            "of the teacher. Use a sequence classification or regression, and soft targets without hidden states."
+        )
+    members = [] if teacher is None else getattr(teacher, "members", [teacher])
+    order = None
+    for member in reversed(members):  # an ensemble answers in the order of its first
+        if getattr(member, "config", None) is None:
+            continue
+        head = agree_on_task(head, member.head) if hasattr(member, "head") else head
+        if has_label_names(student) and head.problem_type != "regression":
+            order = class_order(core_model(student).config.id2label, member.config.id2label)
+    return head, Alignment(order)
+
+
 def _text_or_image(processor: Any) -> Any:
     """The part of a multi-part processor that can be compared."""
     for part in ("tokenizer", "image_processor"):

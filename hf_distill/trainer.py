@@ -20,7 +20,7 @@ from hf_distill.caching import collator_after_filling, make_keeper
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, without_head
-from hf_distill.preflight import align, dry_run
+from hf_distill.preflight import align, align_answers, dry_run
 from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,
@@ -33,10 +33,11 @@ from hf_distill.refusals import (
 from hf_distill.reports.model_card import add_distillation_section
 from hf_distill.schedules import Moment
 from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
-from hf_distill.teachers.cached import column_names, stored_answers
+from hf_distill.teachers.cached import column_names, stored_answers, teacher_view
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
 from hf_distill.training_args import DistillationTrainingArguments
+from hf_distill.transfer import TwoTokenizersCollator
 from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through, load_losses, save_losses
 
 
@@ -118,7 +119,10 @@ class DistillationTrainer(Trainer):
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
         revision = getattr(args, "teacher_model_revision", None)
         processing = (processing_class, teacher_processing_class)
-        self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
+        if isinstance(self.data_collator, TwoTokenizersCollator):
+            self.head, self.alignment = align_answers(self.model, self.teacher, self.losses)
+        else:
+            self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
         refuse_without_meaning(self.head, compute_loss_func)
         side = getattr(processing_class, "padding_side", "right")
         self.data_collator = TeacherAnswersCollator(self.data_collator, self.head, side)
@@ -241,10 +245,12 @@ class DistillationTrainer(Trainer):
             }
             stored = {TEACHER_LOGITS, *(name for name in columns if name.startswith(TEACHER_PREFIX))}
             extra = stored | (self.teacher.input_names if self.teacher is not None else set())
+            extra |= set(getattr(self.data_collator, "text_columns", ()))
             self._signature_columns = [*own, *sorted(extra - set(own))]
 
     def _inputs_for(self, who: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Everything but labels, stored answers, and columns that only the other model names."""
+        inputs = teacher_view(inputs) if who == "teacher" else inputs
         student, _ = forward_parameters(self.model)
         teacher = self.teacher.input_names if self.teacher is not None else set()
         foreign = teacher - student if who == "student" else student - teacher

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     },
     "teachers": {"activations", "alignment", "batching", "heads", "random_state", "recording", "unprojected"},
     "alignment": {"activations", "unprojected"},
+    "transfer": {"teachers"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
@@ -42,7 +43,8 @@ MAY_IMPORT = {
     "caching": {"preflight", "teachers"},
     "trainer": {
         "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
-        "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "wrapped_forward",
+        "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "transfer",
+        "wrapped_forward",
     },
     "__init__": {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",

@@ -20,7 +20,15 @@ from torch import Tensor
 
 from hf_distill.activations import Activations, Head, Needs, Shapes
 from hf_distill.teachers.base import Teacher
-from hf_distill.teachers.cached import LABELS, TEACHER_LOGITS, column_names, is_no_input, length_axes, pad_rows
+from hf_distill.teachers.cached import (
+    LABELS,
+    TEACHER_LOGITS,
+    column_names,
+    is_no_input,
+    length_axes,
+    pad_rows,
+    teacher_view,
+)
 from hf_distill.teachers.fingerprint import fingerprint
 from hf_distill.teachers.keys import content_keys, real_spans
 from hf_distill.teachers.store import AnswerStore
@@ -94,7 +102,7 @@ class TeacherCache:
 
     def keys(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """What identifies each row of a collated batch. Shape: (B, 2)."""
-        return content_keys(inputs, self._names)
+        return content_keys(teacher_view(inputs), self._names)
 
     def rows_of(self, answer: Activations, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """The teacher's answers for a batch, row by row, without padding, as they are stored.
@@ -223,8 +231,8 @@ def teacher_fingerprint(teacher: Teacher, dtype: torch.dtype) -> str:
 
 
 def model_inputs(batch: Mapping[str, Any], label_names: Iterable[str]) -> dict[str, Any]:
-    """A collated batch without labels and stored answers."""
-    return {k: v for k, v in batch.items() if not is_no_input(k) and k not in set(label_names)}
+    """What the teacher sees of a batch: no labels, no stored answers."""
+    return {k: v for k, v in teacher_view(batch).items() if not is_no_input(k) and k not in set(label_names)}
 
 
 def _short_names(needs: Needs) -> list[str]:

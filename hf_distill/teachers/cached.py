@@ -26,6 +26,20 @@ def is_no_input(name: str) -> bool:
     return name in LABELS or name.startswith(TEACHER_PREFIX)
 
 
+def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as the teacher sees it: its own encoding, where the batch brings one (`TwoTokenizersCollator`).
+
+    >>> teacher_view({"input_ids": 1, "teacher_input_ids": 2, "teacher_logits": 3})
+    {'input_ids': 2}
+    """
+    own = {name.removeprefix(TEACHER_PREFIX): value for name, value in batch.items() if _is_encoding(name)}
+    return own or dict(batch)
+
+
+def _is_encoding(name: str) -> bool:
+    return name.startswith(TEACHER_PREFIX) and not name.startswith((TEACHER_LOGITS, _STATES, _MAPS))
+
+
 def column_names(needs: Needs) -> list[str]:
     """The columns that hold what is needed.
 
