@@ -56,6 +56,9 @@ def create_student(
     0, 3, 5, 7, 9, 11 instead of 1, 3, 5, 7, 9, 11. What only block 0 owns but all blocks use, T5's relative attention
     bias, is copied into the new block 0.
 
+    In causal language models the first block may be worth keeping by `layers=`: of SmolLM2's 30 blocks the ten default
+    ones started at 21.2 nats a token on English text, ten evenly spaced ones with block 0 at 11.8.
+
     A quantised teacher is dequantised in a copy first, where its quantiser can. In a model of several modalities these
     are the blocks of the text model.
 
