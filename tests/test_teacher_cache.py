@@ -66,6 +66,15 @@ def test_the_teacher_is_asked_once_about_every_row(make_trainer, tmp_path):
     assert answered == [len(task.rows) + 3, 0]
 
 
+def test_a_teacher_is_known_under_another_name_too(make_trainer, tmp_path, capsys):
+    for name in ("model", "teacher"):
+        task = tiny_task("single_label")
+        task.teacher.config._name_or_path = name
+        run(make_trainer, task, teacher_cache_dir=str(tmp_path / "cache"))
+    assert "asked about 0 of 48 rows" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_a_full_cache_needs_no_teacher_weights(make_trainer, tmp_path):
     task = tiny_task("token")
     task.teacher.save_pretrained(tmp_path / "teacher")

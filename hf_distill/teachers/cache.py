@@ -161,9 +161,10 @@ class TeacherCache:
 
 
 def teacher_folder(folder: str | os.PathLike[str], name: str, teacher_fingerprint: str) -> Path:
-    """Where everything is kept that one teacher said."""
+    """Where everything is kept that one teacher said, whatever it was called before."""
     readable = re.sub(r"[^\w.-]+", "-", Path(name).name)[-40:] or "teacher"
-    return Path(folder) / f"{readable}-{teacher_fingerprint[:16]}"
+    known = sorted(Path(folder).glob(f"*-{teacher_fingerprint[:16]}"))
+    return known[0] if known else Path(folder) / f"{readable}-{teacher_fingerprint[:16]}"
 
 
 def require_cacheable(needs: Needs) -> None:
