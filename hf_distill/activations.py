@@ -195,10 +195,7 @@ class Activations:
 
     def shapes(self) -> Shapes:
         """The shapes alone, for [`DistillationLoss.setup`]."""
-        states, maps = (
-            tuple(tuple(tensors[index].shape) for index in sorted(tensors))
-            for tensors in (self.hidden_states, self.attentions)
-        )
+        states, maps = _shapes(self.hidden_states, first=0), _shapes(self.attentions, first=1)
         qkv = tuple(tuple(tuple(x.shape) for x in self.qkv[index]) for index in sorted(self.qkv))
         return Shapes(None if self.logits is None else tuple(self.logits.shape), states, maps, qkv)
 
@@ -206,13 +203,18 @@ class Activations:
 @dataclass(frozen=True)
 class Shapes:
     """Shapes seen in one dry forward: of the logits, and of every hidden state, attention map, and queries, keys and
-    values, in order.
+    values, in order; `()` for what was not asked for.
     """
 
     logits: tuple[int, ...] | None = None
     hidden_states: tuple[tuple[int, ...], ...] = ()
     attentions: tuple[tuple[int, ...], ...] = ()
     qkv: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+
+def _shapes(tensors: Mapping[int, Tensor], first: int) -> tuple[tuple[int, ...], ...]:
+    indices = range(first, max(tensors, default=first - 1) + 1)
+    return tuple(tuple(tensors[index].shape) if index in tensors else () for index in indices)
 
 
 def _picked(returned: Any, indices: Indices, what: str, first: int) -> dict[int, Tensor]:

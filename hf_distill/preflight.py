@@ -28,6 +28,7 @@ from hf_distill.output_head import OutputHeads, find_output_head, unprojected, w
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
 from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher, Teacher
+from hf_distill.teachers.cached import brought
 from hf_distill.teachers.loading import load_processing_class
 
 if TYPE_CHECKING:
@@ -187,6 +188,8 @@ def _set_up(
         inputs = sample_inputs(trainer) or inputs
         teacher = trainer._ask_teacher(inputs, losses.teacher_needs, required)
     else:
+        if trainer.teacher is None and (every_layer.hidden_states or every_layer.attentions):
+            every_layer = brought(inputs)  # no teacher says which other layers there are
         teacher = trainer._ask_teacher(inputs, every_layer, required)
     if teacher is None:
         return None

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     },
     "teachers": {"activations", "alignment", "batching", "heads", "random_state", "recording", "unprojected"},
     "alignment": {"activations", "unprojected"},
-    "transfer": {"teachers"},
+    "tasks": {"heads"},
+    "transfer": {"activations", "tasks", "teachers"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
@@ -48,6 +49,9 @@ MAY_IMPORT = {
     },
     "__init__": {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
+    },
+    "recipes": {
+        "activations", "losses", "students", "tasks", "teachers", "trainer", "training_args", "transfer",
     },
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip

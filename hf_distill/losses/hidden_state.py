@@ -91,9 +91,9 @@ class HiddenStateLoss(DistillationLoss):
         ours, theirs = student_shapes.hidden_states, teacher_shapes.hidden_states
         self.pairs = self.layer_mapping.resolve(len(ours) - 1, len(theirs) - 1)
         for s, t in self.pairs:
+            require_one_shape(t, dict(enumerate(theirs)))
             for index in layers_of(t):
                 _require_same_positions(s, ours[s], index, theirs[index])
-            require_one_shape(t, dict(enumerate(theirs)))
             if self.positions == "first" and len(ours[s]) == 4:
                 raise ValueError(
                     f"Hidden state {s} of the student is a feature map {ours[s]}, which has no first token. Use "

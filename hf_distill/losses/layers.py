@@ -32,12 +32,18 @@ def averaged(tensors: Mapping[int, Tensor], teachers: Teachers, select: Callable
 
 
 def require_one_shape(teachers: Teachers, shapes: Mapping[int, tuple[int, ...]]) -> None:
-    """Refuse to average layers of different shape.
+    """Refuse layers that are not known, and to average layers of different shape.
 
     Raises:
-        ValueError: If their shapes differ.
+        ValueError: If one is unknown, or their shapes differ.
     """
     layers = layers_of(teachers)
+    for index in layers:
+        if not shapes[index]:
+            raise ValueError(
+                f"layer_mapping names the teacher's layer {index}, which no column of the data holds, and there is no "
+                "teacher_model to ask. Name the stored layers by an explicit layer mapping, or pass the teacher."
+            )
     if len({shapes[index] for index in layers}) > 1:
         raise ValueError(
             f"layer_mapping averages the teacher layers {layers}, but their shapes differ: "

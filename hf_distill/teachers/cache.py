@@ -22,6 +22,7 @@ from hf_distill.activations import Activations, Head, Needs, Shapes
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.cached import (
     LABELS,
+    STATES,
     TEACHER_LOGITS,
     column_names,
     is_no_input,
@@ -50,6 +51,7 @@ class TeacherCache:
         label_names: Inputs that are labels, and so not part of what the teacher sees.
         state_dtype: Precision of stored hidden states and attention maps, `"float16"` or `"float32"`; logits are
             always kept in fp32.
+        state_positions: `"all"` keeps hidden states of every token, `"first"` only those of each row's first.
     """
 
     def __init__(
@@ -61,13 +63,17 @@ class TeacherCache:
         head: Head,
         label_names: Iterable[str] = (),
         state_dtype: str = "float16",
+        state_positions: str = "all",
     ) -> None:
         require_cacheable(needs)
         if True in (needs.hidden_states, needs.attentions) or not needs:
             raise ValueError(f"A teacher cache keeps chosen layers: needs must name their indices, got {needs}.")
         if state_dtype not in ("float16", "float32"):
             raise ValueError(f"state_dtype must be 'float16' or 'float32', got {state_dtype!r}.")
+        if state_positions not in ("all", "first"):
+            raise ValueError(f"state_positions must be 'all' or 'first', got {state_positions!r}.")
         self.teacher_name, self.needs, self.head, self.state_dtype = teacher.name, needs, head, state_dtype
+        self.state_positions = state_positions
         self._names = {name for name in teacher.input_names if name not in {*LABELS, *label_names}}
         self.home = teacher_folder(folder, teacher.name, teacher_fingerprint)
         self.folder, self.kept = self._matching_folder()
@@ -129,6 +135,9 @@ class TeacherCache:
                 'teacher_cache_dtype="float32", or leave out teacher_cache_dir.'
             )
         axes = length_axes(name, self.head, spans is not None)
+        if self.state_positions == "first" and name.startswith(STATES):
+            firsts = [0] * len(kept) if spans is None else spans.argmax(-1).tolist()
+            return [row[first : first + 1] for row, first in zip(kept, firsts, strict=True)]
         if not axes or spans is None:
             return list(kept)
         rows = []
@@ -147,15 +156,20 @@ class TeacherCache:
 
     def _matching_folder(self) -> tuple[Path, Needs]:
         """The folder for exactly these needs, or one that keeps more layers; and what is kept there."""
-        own = self.home / _folder_name(self.needs, self.state_dtype)
+        positions = "" if self.state_positions == "all" else f"{self.state_positions}."
+        own = self.home / _folder_name(self.needs, positions + self.state_dtype)
         asked = set(_short_names(self.needs))
         if own.is_dir() or not self.home.is_dir():
             return own, self.needs
         for other in sorted(self.home.glob("*.*")):
-            readable, _, dtype = other.name.rpartition(".")
+            readable, _, dtype = other.name.partition(".")
             kept = set(readable.split("+"))
             # Not for the sake of more attention maps: a teacher gives them only if a loss has asked.
-            if dtype == self.state_dtype and asked <= kept and not any(name[0] == "a" for name in kept - asked):
+            if (
+                dtype == positions + self.state_dtype
+                and asked <= kept
+                and not any(name[0] == "a" for name in kept - asked)
+            ):
                 return other, _needs_of(kept)
         return own, self.needs
 

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.activations import Activations, Head, Needs
+from hf_distill.teachers.keys import real_spans
 
 if TYPE_CHECKING:
     from hf_distill.teachers.cache import TeacherCache
 
 TEACHER_PREFIX = "teacher_"
 TEACHER_LOGITS = "teacher_logits"
-_STATES, _MAPS = "teacher_hidden_states_", "teacher_attentions_"
+STATES, _MAPS = "teacher_hidden_states_", "teacher_attentions_"
 LABELS = frozenset({"labels", "label", "label_ids", "shift_labels", "num_items_in_batch"})
 
 
@@ -37,7 +38,7 @@ def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_encoding(name: str) -> bool:
-    return name.startswith(TEACHER_PREFIX) and not name.startswith((TEACHER_LOGITS, _STATES, _MAPS))
+    return name.startswith(TEACHER_PREFIX) and not name.startswith((TEACHER_LOGITS, STATES, _MAPS))
 
 
 def column_names(needs: Needs) -> list[str]:
@@ -48,7 +49,20 @@ def column_names(needs: Needs) -> list[str]:
     """
     states, maps = (() if indices is True else indices for indices in (needs.hidden_states, needs.attentions))
     logits = [TEACHER_LOGITS] if needs.logits else []
-    return [*logits, *(f"{_STATES}{index}" for index in states), *(f"{_MAPS}{index}" for index in maps)]
+    return [*logits, *(f"{STATES}{index}" for index in states), *(f"{_MAPS}{index}" for index in maps)]
+
+
+def brought(inputs: Mapping[str, Any]) -> Needs:
+    """What a batch holds of the teacher's answers.
+
+    >>> brought({"input_ids": 1, "teacher_logits": 2, "teacher_hidden_states_4": 3})
+    Needs(logits=True, hidden_states=(4,), attentions=(), qkv=())
+    """
+    states, maps = (
+        tuple(sorted(int(name.removeprefix(prefix)) for name in inputs if name.startswith(prefix)))
+        for prefix in (STATES, _MAPS)
+    )
+    return Needs(TEACHER_LOGITS in inputs, states, maps)
 
 
 def stored_answers(inputs: Mapping[str, Any], needs: Needs) -> tuple[Activations, Needs]:
@@ -56,7 +70,7 @@ def stored_answers(inputs: Mapping[str, Any], needs: Needs) -> tuple[Activations
     logits = inputs.get(TEACHER_LOGITS) if needs.logits else None
     states, maps = {}, {}
     if needs.hidden_states is not True:
-        states = {i: inputs[f"{_STATES}{i}"] for i in needs.hidden_states if f"{_STATES}{i}" in inputs}
+        states = {i: inputs[f"{STATES}{i}"] for i in needs.hidden_states if f"{STATES}{i}" in inputs}
     if needs.attentions is not True:
         maps = {i: inputs[f"{_MAPS}{i}"] for i in needs.attentions if f"{_MAPS}{i}" in inputs}
     missing = replace(
@@ -78,7 +92,7 @@ def length_axes(column: str, head: Head, has_tokens: bool) -> tuple[int, ...]:
         return {"rows": (), "span": (1,)}.get(head.kind, (0,)) if has_tokens else ()
     if not has_tokens:
         return ()
-    return (0,) if column.startswith(_STATES) else (1, 2)
+    return (0,) if column.startswith(STATES) else (1, 2)
 
 
 @dataclass
@@ -134,7 +148,11 @@ class TeacherAnswersCollator:
                     f"A row of {column!r} describes {row.shape[axes[0]]} positions, but its batch has only {length} "
                     "tokens: it was made from longer inputs. Make it again from the dataset that is trained on."
                 )
-        starts = [length - row.shape[axes[0]] if self.padding_side == "left" else 0 for row in rows]
+        spans = real_spans(batch)
+        if spans is not None and spans.ndim == 2:
+            starts = spans.argmax(-1).tolist()
+        else:
+            starts = [length - row.shape[axes[0]] if self.padding_side == "left" else 0 for row in rows]
         return pad_rows(rows, axes, length, starts)
 
 

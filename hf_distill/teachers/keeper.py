@@ -31,6 +31,7 @@ class CacheKeeper:
         label_names: Inputs that are labels.
         dtype: Precision that the teacher is run in.
         state_dtype: Precision of stored hidden states and attention maps.
+        state_positions: Whose hidden states are stored: `"all"` tokens', or only each row's `"first"`.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class CacheKeeper:
         label_names: Sequence[str],
         dtype: torch.dtype = torch.float32,
         state_dtype: str = "float16",
+        state_positions: str = "all",
     ) -> None:
         self.folder, self.teacher, self.head = folder, teacher, head
         self.label_names, self.dtype, self.state_dtype = list(label_names), dtype, state_dtype
+        self.state_positions = state_positions
         self.fingerprint = teacher_fingerprint(teacher, dtype)
         self.home = teacher_folder(folder, teacher.name, self.fingerprint)
         self._cache: TeacherCache | None = None
@@ -58,8 +61,9 @@ class CacheKeeper:
         """Open the cache that keeps what is needed."""
         if self._cache is None or self._cache.needs != needs:
             self._cache = TeacherCache(
-                self.folder, self.teacher, self.fingerprint, needs, self.head, self.label_names, self.state_dtype
-            )
+                self.folder, self.teacher, self.fingerprint, needs, self.head, self.label_names, self.state_dtype,
+                self.state_positions,
+            )  # fmt: skip
         return self._cache
 
     def fill(

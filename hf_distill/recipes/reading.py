@@ -1,0 +1,49 @@
+"""Which of a teacher's states say what its head reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_distill.tasks import Task
+
+
+def number_of_layers(model: PreTrainedModel) -> int:
+    """Index of the last hidden state; 0 where the config does not tell."""
+    return int(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
+
+
+@torch.no_grad()
+def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, Any]) -> bool:
+    """Whether the final states of the positions that the recipe compares depend on the whole input.
+
+    Of words those are all tokens; of texts and images the first, which is an encoder's summary but in a decoder has
+    seen nothing, and of an image without a class token is its corner.
+
+    Args:
+        model: The teacher.
+        task: What it does.
+        batch: A few rows, without labels.
+    """
+    if task.kind == "words":
+        return True
+    inputs = {name: value.to(model.device) for name, value in batch.items() if hasattr(value, "to")}
+    changed = dict(inputs)
+    if task.kind == "text":
+        ids = inputs["input_ids"].clone()
+        last = inputs["attention_mask"].sum(-1) - 1 if "attention_mask" in inputs else torch.full((len(ids),), -1)
+        ids[torch.arange(len(ids)), last] = ids[:, ids.shape[1] // 2]
+        changed["input_ids"] = ids
+        if bool((ids == inputs["input_ids"]).all()):
+            return False
+    elif not any("cls_token" in name for name, _ in model.named_parameters()):
+        return False
+    was_training = model.training
+    states = [model.eval()(**x, output_hidden_states=True).hidden_states[-1] for x in (inputs, changed)]
+    model.train(was_training)
+    if states[0].ndim != 3:
+        return False
+    return task.kind == "image" or not torch.equal(states[0][:, 0], states[1][:, 0])

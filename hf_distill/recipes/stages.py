@@ -1,0 +1,139 @@
+"""One stage after another, each resumable: what is finished is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_distill.losses import DistillationLoss
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training_args import DistillationTrainingArguments
+
+DONE = "done.json"
+Losses = Callable[[], Mapping[str, DistillationLoss]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        name: Its folder.
+        data: `"transfer"` (everything that the teacher has judged, without labels) or `"task"` (labelled rows).
+        share: Which share of all training rows it sees.
+        learning_rate: Its highest; it rises over the first 6 % of the steps and falls linearly to 0.
+        representation_weight: Weight of the distance between the final states that the heads read.
+        soft_target_weight: Weight of the soft targets.
+        hard_label_weight: Weight of the labels.
+        temperature: Of the soft targets.
+    """
+
+    name: str
+    data: Literal["transfer", "task"]
+    share: float
+    learning_rate: float
+    representation_weight: float = 0.0
+    soft_target_weight: float = 1.0
+    hard_label_weight: float = 0.0
+    temperature: float = 2.0
+
+
+def fingerprint_of(content: Any) -> str:
+    """Changes with anything that JSON can say of it."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a stage was finished with these very settings."""
+    try:
+        return bool(json.loads((folder / DONE).read_text())["fingerprint"] == fingerprint_of(settings))
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        return False
+
+
+def finish(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Say so; the last thing that is written."""
+    unfinished = folder / f"{DONE}.unfinished"
+    unfinished.write_text(
+        json.dumps({"fingerprint": fingerprint_of(settings), **settings}, indent=2, default=str) + "\n"
+    )
+    os.replace(unfinished, folder / DONE)
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder ready: what another run with other settings left is removed, checkpoints of this one stay."""
+    started = folder / "started.json"
+    same = started.is_file() and started.read_text() == fingerprint_of(settings)
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        started.write_text(fingerprint_of(settings))
+    (folder / DONE).unlink(missing_ok=True)
+
+
+def run_stage(
+    stage: Stage,
+    student: PreTrainedModel,
+    rows: Any,
+    losses: Mapping[str, DistillationLoss],
+    *,
+    folder: Path,
+    settings: Mapping[str, Any],
+    training_rows: int,
+    arguments: Mapping[str, Any],
+    data_collator: Any,
+    seed: int,
+) -> PreTrainedModel:
+    """Train a stage, or go on where it was interrupted, or open what it made.
+
+    Args:
+        stage: What to do.
+        student: The student as the stage before left it.
+        rows: What it learns from.
+        losses: What it minimises.
+        folder: Where its checkpoints and at the end its model are.
+        settings: All that its result depends on; a change starts it anew.
+        training_rows: How many rows it sees.
+        arguments: More fields of `TrainingArguments`.
+        data_collator: What makes a batch.
+        seed: Of the order of the rows and the dropout.
+    """
+    if is_done(folder, settings):
+        return type(student).from_pretrained(folder / "model", dtype=student.dtype)
+    begin(folder, settings)
+    given = dict(arguments)
+    batch = given.setdefault("per_device_train_batch_size", 32) * given.get("gradient_accumulation_steps", 1)
+    steps = max(1, training_rows // batch)
+    args = DistillationTrainingArguments(**{
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": 0.06,  # below 1 a share of all steps
+        "weight_decay": 0.01,
+        "save_strategy": "steps",
+        "save_steps": max(1, steps // 10),
+        "save_total_limit": 1,
+        "logging_steps": max(1, steps // 20),
+        "report_to": "none",
+        "seed": seed,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **given,
+    })  # fmt: skip
+    set_seed(seed)
+    trainer = DistillationTrainer(student, args, data_collator, rows, losses=dict(losses))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.model.save_pretrained(folder / "model")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    finish(folder, settings)
+    return trainer.model  # type: ignore[return-value]

@@ -1,0 +1,237 @@
+"""What the rows of a dataset are to a model's head: which columns it reads, which holds labels, how both are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, Value
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+)
+
+from hf_distill.heads import core_model, task_class
+
+IGNORED = -100
+_KINDS = {
+    AutoModelForSequenceClassification: "text",
+    AutoModelForTokenClassification: "words",
+    AutoModelForImageClassification: "image",
+}
+# Names that are looked for first, in this order; a pair of names is a pair of texts.
+_INPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "text": (
+        ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("question", "sentence"),
+        ("text",), ("sentence",), ("content",), ("review",),
+    ),
+    "words": (("tokens",), ("words",)),
+    "image": (("pixel_values",), ("image",), ("img",)),
+}  # fmt: skip
+_LABELS = ("label", "labels", "ner_tags", "pos_tags", "tags", "fine_label", "coarse_label", "target", "score")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the tasks whose data can be read by itself: classification (or regression) of texts, words or images.
+
+    Attributes:
+        kind: `"text"` (one text or a pair a row), `"words"` (a list of words a row, a label each), or `"image"`.
+        inputs: The columns that the model reads.
+        label: The column of labels; `None` where there is none.
+        classes: What the labels are called, in the teacher's order; empty for regression.
+    """
+
+    kind: Literal["text", "words", "image"]
+    inputs: tuple[str, ...]
+    label: str | None
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        dataset: Dataset,
+        input_columns: Sequence[str] | str | None = None,
+        label_column: str | None = None,
+    ) -> Task:
+        """Recognise the task by the model's head, and its columns by their names and types.
+
+        Args:
+            model: Teacher or student.
+            dataset: Rows as they are, not tokenised.
+            input_columns: The columns to read, where their names do not tell.
+            label_column: The column of labels, likewise.
+
+        Raises:
+            ValueError: If the head is of another task, or a column is not there or not to be told from others.
+        """
+        kind = _KINDS.get(task_class(model))
+        if kind is None:
+            raise ValueError(
+                f"{type(core_model(model)).__name__} does not classify texts, words or images, the tasks whose data "
+                "can be prepared here. Tokenise the data yourself and use DistillationTrainer."
+            )
+        given = (input_columns,) if isinstance(input_columns, str) else tuple(input_columns or ())
+        label = _label_column(dataset, kind, label_column)
+        inputs = given or _input_columns(dataset, kind, label)
+        missing = [name for name in inputs if name not in dataset.column_names]
+        if missing or len(inputs) > (2 if kind == "text" else 1):
+            raise ValueError(f"input_columns={list(inputs)} must be columns of the data: {dataset.column_names}.")
+        config = core_model(model).config
+        single = kind == "words" or (config.num_labels > 1 and config.problem_type != "regression")
+        classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
+        return cls(kind, tuple(inputs), label, classes)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        what = {"text": "texts", "words": "words", "image": "images"}[self.kind]
+        verb = f"classification into {len(self.classes)} classes" if self.classes else "regression"
+        return f"{verb} of {what} in {' and '.join(map(repr, self.inputs))}, labels in {self.label!r}"
+
+    def encode(self, dataset: Dataset, processing_class: Any, max_length: int | None = None) -> Dataset:
+        """The rows as a model reads them: `input_ids` and so on, and `labels` where there are any.
+
+        A word's label stands at its first token; the others have -100. Images are left to [`ImageRows`].
+
+        Args:
+            dataset: Rows with this task's columns.
+            processing_class: The model's tokenizer.
+            max_length: Tokens that are read of a row; by default what the tokenizer allows, 512 at most.
+        """
+        longest = min(max_length or 512, processing_class.model_max_length)
+        labels = self.labels(dataset)
+        words = self.kind == "words"
+
+        def encoded(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, Any]:
+            texts = [rows[name] for name in self.inputs]
+            out = processing_class(*texts, truncation=True, max_length=longest, is_split_into_words=words)
+            result = {name: out[name] for name in out if name in processing_class.model_input_names}
+            if labels is not None and words:
+                result["labels"] = [labels_at_first_tokens(out.word_ids(k), labels[i]) for k, i in enumerate(indices)]
+            elif labels is not None:
+                result["labels"] = [labels[i] for i in indices]
+            return result
+
+        return dataset.map(
+            encoded, batched=True, with_indices=True, remove_columns=dataset.column_names, load_from_cache_file=False,
+            desc="Tokenising",
+        )  # fmt: skip
+
+    def labels(self, dataset: Dataset) -> list[Any] | None:
+        """The labels in the teacher's order of classes; numbers for regression; `None` where there are none.
+
+        Raises:
+            ValueError: If the data's classes are not the teacher's.
+        """
+        if self.label is None or self.label not in dataset.column_names:
+            return None
+        column = dataset[self.label][:]
+        names = class_names(dataset, self.label)
+        if not self.classes:
+            return [float(value) for value in column]
+        order = _order(names, self.classes, self.label)
+        if order is None:
+            _require_range(column, len(self.classes), self.label)
+            return column
+        if self.kind == "words":
+            return [[order[k] if k >= 0 else IGNORED for k in row] for row in column]
+        return [order[k] if k >= 0 else IGNORED for k in column]
+
+    def collator(self, processing_class: Any) -> Any:
+        """What makes a batch of encoded rows."""
+        if self.kind == "image":
+            return DefaultDataCollator()
+        return (DataCollatorForTokenClassification if self.kind == "words" else DataCollatorWithPadding)(
+            processing_class
+        )
+
+
+def labels_at_first_tokens(word_ids: Sequence[int | None], labels: Sequence[int]) -> list[int]:
+    """A label for each token: the word's at its first, -100 at all others.
+
+    >>> labels_at_first_tokens([None, 0, 0, 1, None], [7, 8])
+    [-100, 7, -100, 8, -100]
+    """
+    firsts = [word is not None and (k == 0 or word_ids[k - 1] != word) for k, word in enumerate(word_ids)]
+    return [labels[word] if first else IGNORED for word, first in zip(word_ids, firsts, strict=True)]  # type: ignore[index]
+
+
+def class_names(dataset: Dataset, column: str) -> list[str] | None:
+    """What a column of `ClassLabel`s, or of lists of them, calls its classes."""
+    feature: Any = dataset.features[column]
+    feature = getattr(feature, "feature", feature)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _input_columns(dataset: Dataset, kind: str, label: str | None) -> tuple[str, ...]:
+    for names in _INPUTS[kind]:
+        if set(names) <= set(dataset.column_names):
+            return names
+    fits = [name for name, feature in dataset.features.items() if name != label and _fits(feature, kind)]
+    if len(fits) == 1:
+        return tuple(fits)
+    raise ValueError(
+        f"Which column holds the {'images' if kind == 'image' else 'texts'} cannot be told: {fits or 'none'} would "
+        f"do, of {dataset.column_names}. Name it: input_columns=..."
+    )
+
+
+def _label_column(dataset: Dataset, kind: str, given: str | None) -> str | None:
+    if given is not None:
+        if given not in dataset.column_names:
+            raise ValueError(f"label_column={given!r} is no column of the data: {dataset.column_names}.")
+        return given
+    known = [name for name in _LABELS if name in dataset.column_names]
+    known += [n for n in dataset.column_names if n not in known and class_names(dataset, n) is not None]
+    if kind == "words":
+        known = [name for name in known if _is_list(dataset.features[name])]
+    return known[0] if known else None
+
+
+def _fits(feature: Any, kind: str) -> bool:
+    if kind == "image":
+        return isinstance(feature, datasets.Image) or (_is_list(feature) and _is_list(feature.feature))
+    if _is_list(feature) != (kind == "words"):
+        return False
+    inner = feature.feature if kind == "words" else feature
+    return isinstance(inner, Value) and inner.dtype in ("string", "large_string")
+
+
+def _is_list(feature: Any) -> bool:
+    return hasattr(feature, "feature")
+
+
+def _order(names: Sequence[str] | None, classes: Sequence[str], column: str) -> list[int] | None:
+    """For each class of the data the teacher's index of it; `None` where they agree, or either has no names."""
+    if names is None or all(name.startswith("LABEL_") for name in classes):
+        if names is not None and len(names) != len(classes):
+            raise ValueError(f"{column!r} has the classes {names}, but the teacher answers with {len(classes)}.")
+        return None
+    ours, theirs = [name.lower() for name in names], [name.lower() for name in classes]
+    if ours == theirs:
+        return None
+    foreign = sorted(set(ours) - set(theirs))
+    if foreign:
+        raise ValueError(
+            f"The data's classes {list(names)} are not the teacher's, {list(classes)}: it does not know {foreign}. "
+            "Rename them (dataset.cast_column with a ClassLabel), or fine-tune the teacher on this data."
+        )
+    return [theirs.index(name) for name in ours]
+
+
+def _require_range(column: Sequence[Any], classes: int, name: str) -> None:
+    values = np.concatenate([np.asarray(row).reshape(-1) for row in column]) if column else np.zeros(0)
+    wrong = values[(values >= classes) | ((values < 0) & (values != IGNORED) & (values != -1))]
+    if len(wrong):
+        raise ValueError(
+            f"{name!r} holds {wrong[0]}, but the teacher has the classes 0 to {classes - 1}. Pass the data that it "
+            "was trained on, or name another label_column."
+        )

@@ -1,0 +1,124 @@
+"""The transfer set: what the student learns the teacher's answers on, labelled or not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from hf_distill.transfer.augment import AUGMENTATIONS, Words
+
+SOURCE = "source"  # the column that tells where a row is from
+
+
+def build_transfer_set(
+    dataset: Dataset,
+    input_columns: Sequence[str] | str,
+    *,
+    unlabelled: Iterable[Any] | Dataset = (),
+    augment: Sequence[str] = ("recombine", "drop_words"),
+    augmented_rows: int | None = None,
+    exclude: Iterable[Any] = (),
+    seed: int = 0,
+) -> Dataset:
+    """The task's own rows, unlabelled ones, and new ones made of the task's: texts for the teacher to judge.
+
+    Every row stands there once; what also is in `exclude` is left out, so that nothing learns from held-out rows.
+
+    Args:
+        dataset: The task's training rows. Their labels are not used.
+        input_columns: The column of texts or of lists of words, or the two columns of a pair.
+        unlabelled: More rows: texts (or lists of words, or pairs) or a dataset with these columns.
+        augment: How new rows are made, in equal parts: `"recombine"`, `"drop_words"`
+            (`hf_distill.transfer.augment`). Of pairs each text is made new by itself.
+        augmented_rows: How many; by default five times the task's rows, 40,000 at most.
+        exclude: Rows that must not be in it, such as the texts of validation and test splits.
+        seed: The same seed makes the same rows.
+
+    Returns:
+        A dataset with the input columns and `source`: `"task"`, `"unlabelled"` or the name of the augmentation.
+
+    Raises:
+        ValueError: If a column or an augmentation is unknown.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["a fine film, if long", "too loud"], "label": [1, 0]})
+        >>> transfer = build_transfer_set(rows, "text", unlabelled=["a book"], augmented_rows=2)
+        >>> transfer["source"][:3]
+        ['task', 'task', 'unlabelled']
+    """
+    columns = [input_columns] if isinstance(input_columns, str) else list(input_columns)
+    _check(dataset, columns, augment)
+    task = [tuple(row) for row in zip(*(dataset[name] for name in columns), strict=True)]
+    more = _rows(unlabelled, columns)
+    number = min(5 * len(task), 40_000) if augmented_rows is None else augmented_rows
+    made = _augmented(task, augment, number, seed)
+    seen = {_key(row) for row in _rows(exclude, columns)}
+    rows: list[tuple[Any, ...]] = []
+    sources: list[str] = []
+    for source, some in (("task", task), ("unlabelled", more), *made):
+        for row in some:
+            key = _key(row)
+            if key not in seen and any(row):
+                seen.add(key)
+                rows.append(row)
+                sources.append(source)
+    content: dict[str, Any] = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+    text = List(Value("string")) if task and not isinstance(task[0][0], str) else Value("string")
+    features = Features({**dict.fromkeys(columns, text), SOURCE: Value("string")})
+    return Dataset.from_dict({**content, SOURCE: sources}, features)
+
+
+def _check(dataset: Dataset, columns: Sequence[str], augment: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in dataset.column_names]
+    if missing or not 1 <= len(columns) <= 2:
+        raise ValueError(f"input_columns={list(columns)} must be one or two columns of {dataset.column_names}.")
+    unknown = [name for name in augment if name not in AUGMENTATIONS]
+    if unknown:
+        raise ValueError(f"augment must name some of {tuple(AUGMENTATIONS)}, got {unknown[0]!r}.")
+    if not len(dataset):
+        raise ValueError("The dataset has no rows to start from.")
+
+
+def _rows(some: Iterable[Any] | Dataset, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    if isinstance(some, Dataset):
+        missing = [name for name in columns if name not in some.column_names]
+        if missing:
+            raise ValueError(f"Unlabelled or excluded rows lack the column {missing[0]!r}: {some.column_names}.")
+        return [tuple(row) for row in zip(*(some[name] for name in columns), strict=True)]
+    if isinstance(some, str):
+        raise ValueError("Unlabelled or excluded rows must be a list of texts, got one text.")
+    return [(row,) if len(columns) == 1 else tuple(row) for row in some]
+
+
+def _augmented(
+    task: Sequence[tuple[Any, ...]], augment: Sequence[str], number: int, seed: int
+) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """New rows by each augmentation; of pairs the one text is new where the other stays."""
+    parts = []
+    for k, name in enumerate(augment):
+        share = number // len(augment) + (k < number % len(augment))
+        sides = []
+        for side in range(len(task[0])):
+            words = [row[side].split() if isinstance(row[side], str) else list(row[side]) for row in task]
+            sides.append([_joined(made, task[0][side]) for made in AUGMENTATIONS[name](words, share, seed + side)])
+        rows = [tuple(row) for row in zip(*sides, strict=True)]
+        if len(sides) == 2:
+            draw = random.Random(seed)
+            rows = [_one_side(row, draw.choice(task), draw.random() < 0.5) for row in rows]
+        parts.append((name, rows))
+    return parts
+
+
+def _one_side(new: tuple[Any, ...], old: tuple[Any, ...], first: bool) -> tuple[Any, ...]:
+    return (new[0], old[1]) if first else (old[0], new[1])
+
+
+def _joined(words: Words, like: Any) -> Any:
+    return " ".join(words) if isinstance(like, str) else words
+
+
+def _key(row: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(text if isinstance(text, str) else tuple(text) for text in row)

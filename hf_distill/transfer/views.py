@@ -1,0 +1,71 @@
+"""Images as both models see them, whole and in several views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hf_distill.tasks import Task
+
+
+class ImageRows(torch.utils.data.Dataset):
+    """Images through their processor: every row as it is, then each again in other views.
+
+    A view is the image shifted by up to an eighth of its sides (and mirrored half of the time, if `mirror`); every
+    other view is then mixed with a second image in a random share. The teacher judges what it sees, so no label has to
+    fit (function matching, Beyer et al., 2022). A view is the same each time it is read.
+
+    Args:
+        task: Where the images are.
+        dataset: The rows.
+        processing_class: Their image processor; `None` if the column holds `pixel_values` already.
+        views: How often each row is there.
+        mirror: Whether left and right may be exchanged.
+        seed: The same seed gives the same views.
+
+    Shape:
+        `pixel_values`: (C, height, width).
+    """
+
+    def __init__(
+        self, task: Task, dataset: Dataset, processing_class: Any, views: int = 1, mirror: bool = True, seed: int = 0
+    ) -> None:
+        if views < 1:
+            raise ValueError(f"views must be at least 1, got {views}.")
+        self.task, self.dataset, self.processing_class = task, dataset, processing_class
+        self.views, self.mirror, self.seed = views, mirror, seed
+        self.labels = task.labels(dataset) if views == 1 else None
+
+    def __len__(self) -> int:
+        return self.views * len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        view, row = divmod(index, len(self.dataset))
+        pixels = self._pixels(row)
+        if view:
+            draw = np.random.default_rng([self.seed, view, row])
+            pixels = moved(pixels, draw, self.mirror)
+            if view % 2 == 0:
+                share = np.float32(draw.uniform())
+                other = moved(self._pixels(int(draw.integers(len(self.dataset)))), draw, self.mirror)
+                pixels = share * pixels + (1 - share) * other if other.shape == pixels.shape else pixels
+        labels = {} if self.labels is None else {"labels": self.labels[row]}
+        return {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels)), **labels}
+
+    def _pixels(self, row: int) -> np.ndarray:
+        image = self.dataset[row][self.task.inputs[0]]
+        if self.processing_class is None or self.task.inputs[0] == "pixel_values":
+            return np.asarray(image, np.float32)
+        return np.asarray(self.processing_class(image, return_tensors="np")["pixel_values"][0], np.float32)
+
+
+def moved(pixels: np.ndarray, draw: np.random.Generator, mirror: bool) -> np.ndarray:
+    """An image shifted by up to an eighth of its sides, its edge repeated. Shape: (C, height, width)."""
+    for axis in (1, 2):
+        size = pixels.shape[axis]
+        shift = int(draw.integers(-(size // 8), size // 8 + 1))
+        pixels = pixels.take(np.clip(np.arange(size) - shift, 0, size - 1), axis)
+    return pixels[:, :, ::-1] if mirror and draw.random() < 0.5 else pixels
