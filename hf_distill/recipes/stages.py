@@ -20,7 +20,6 @@ from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
 DONE = "done.json"
-Losses = Callable[[], Mapping[str, DistillationLoss]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
 def run_stage(
     stage: Stage,
     student: PreTrainedModel,
-    rows: Any,
+    rows: Callable[[], Any],
     losses: Mapping[str, DistillationLoss],
     *,
     folder: Path,
@@ -99,7 +98,7 @@ def run_stage(
     Args:
         stage: What to do.
         student: The student as the stage before left it.
-        rows: What it learns from.
+        rows: Makes what it learns from, if it is needed.
         losses: What it minimises.
         folder: Where its checkpoints and at the end its model are.
         settings: All that its result depends on; a change starts it anew.
@@ -130,10 +129,10 @@ def run_stage(
         **given,
     })  # fmt: skip
     set_seed(seed)
-    trainer = DistillationTrainer(student, args, data_collator, rows, losses=dict(losses))
+    trainer = DistillationTrainer(student, args, data_collator, rows(), losses=dict(losses))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.model.save_pretrained(folder / "model")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     finish(folder, settings)
-    return trainer.model  # type: ignore[return-value]
+    return trainer.model

@@ -1,0 +1,224 @@
+"""How [`compress`] makes each part: the student before training, what it learns from, what it minimises."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedModel
+
+from hf_distill.activations import Needs
+from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.recipes.reading import has_readable_states, number_of_layers
+from hf_distill.recipes.stages import Stage, begin, fingerprint_of, finish, is_done, run_stage
+from hf_distill.students import create_student, trim_vocabulary
+from hf_distill.students.budget import parameter_budget
+from hf_distill.tasks import Task
+from hf_distill.teachers import OnlineTeacher
+from hf_distill.teachers.loading import has_fast_bf16
+from hf_distill.transfer.build import build_transfer_set
+from hf_distill.transfer.judged import JudgedRows, Judgement, judge, word_ids
+from hf_distill.transfer.views import ImageRows
+
+
+@dataclass
+class Job:
+    """What [`compress`] was asked for, and how each part of it is made."""
+
+    teacher: PreTrainedModel
+    processing_class: Any
+    dataset: Dataset
+    folder: Path
+    task: Task
+    limits: dict[str, Any]
+    own_student: PreTrainedModel | None
+    vocabulary_size: int | None
+    unlabelled: Any
+    exclude: Any
+    augmented_rows: int | None
+    training_rows: int
+    stages: tuple[Stage, ...]
+    max_length: int | None
+    min_confidence: float
+    arguments: dict[str, Any]
+    seed: int
+
+    def run(self) -> tuple[PreTrainedModel, Any]:
+        """Everything, in order; student and processing class are then in `folder/student`."""
+        self._check()
+        print(f"Task: {self.task}")
+        tokenizer, student = self.start()
+        settings: dict[str, Any] = {
+            "start": fingerprint_of([self._start_settings(), str(student.config)]),
+            "rows": self.transfer._fingerprint if self.task.kind != "image" else self.dataset._fingerprint,
+            "training_rows": self.training_rows, "arguments": self.arguments, "seed": self.seed,
+            "min_confidence": self.min_confidence,
+        }  # fmt: skip
+        collator = self.task.collator(tokenizer)
+        for stage in self.stages:
+            settings = {"before": fingerprint_of(settings), **settings, "stage": asdict(stage)}
+            student = run_stage(
+                stage, student, partial(self.rows, stage, tokenizer), self.losses(stage),
+                folder=self.folder / stage.name, settings=settings,
+                training_rows=round(stage.share * self.training_rows), arguments=self.arguments,
+                data_collator=collator, seed=self.seed,
+            )  # fmt: skip
+        target = self.folder / "student"
+        student.eval().save_pretrained(target)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+        return student, tokenizer
+
+    # ---- The student before training ----
+
+    def start(self) -> tuple[Any, PreTrainedModel]:
+        """Tokenizer and student, made now or before."""
+        folder, settings = self.folder / "start", self._start_settings()
+        if is_done(folder, settings):
+            tokenizer = None if self.task.kind == "image" else AutoTokenizer.from_pretrained(folder)
+            return tokenizer or self.processing_class, type(self.own_student or self.teacher).from_pretrained(folder)
+        begin(folder, settings)
+        tokenizer, student = self._make()
+        student.save_pretrained(folder)
+        if self.task.kind != "image":
+            tokenizer.save_pretrained(folder)
+        finish(folder, settings)
+        return tokenizer, student
+
+    def _start_settings(self) -> dict[str, Any]:
+        rows = self.dataset._fingerprint if self.own_student is None else str(self.own_student.config)
+        return {
+            "teacher": OnlineTeacher(self.teacher).fingerprint(), "limits": self.limits, "data": rows,
+            "vocabulary_size": self.vocabulary_size,
+        }  # fmt: skip
+
+    def _make(self) -> tuple[Any, PreTrainedModel]:
+        if self.own_student is not None:
+            return self.processing_class, copy.deepcopy(self.own_student)
+        if self.task.kind == "image":
+            calibration = [self.batch(range(k, k + 16)) for k in range(0, min(64, len(self.dataset) - 15), 16)]
+            return self.processing_class, create_student(self.teacher, calibration=calibration, **self.limits)
+        budget = parameter_budget(self.teacher, **self.limits)
+        size = self.vocabulary_size or round(10_000 * ((budget or 0) / 2.3e6) ** 0.35)
+        tokenizer = trim_vocabulary(self.processing_class, self.texts(), size, characters="seen")
+        student = create_student(
+            self.teacher, processing_class=self.processing_class, new_processing_class=tokenizer,
+            **self.limits,
+        )  # fmt: skip
+        return tokenizer, student
+
+    def texts(self) -> Iterable[str]:
+        """All that is read, text by text."""
+        for name in self.task.inputs:
+            for text in self.transfer[name]:
+                yield text if isinstance(text, str) else " ".join(text)
+
+    # ---- What it learns from ----
+
+    @cached_property
+    def transfer(self) -> Dataset:
+        """The transfer set, without labels."""
+        return build_transfer_set(
+            self.dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
+            augmented_rows=self.augmented_rows, seed=self.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def views(self) -> ImageRows:
+        """Of images: as they are, then their views."""
+        number = min(5 * len(self.dataset), 200_000) if self.augmented_rows is None else self.augmented_rows
+        return ImageRows(self.task, self.dataset, self.processing_class, 1 + -(-number // len(self.dataset)))
+
+    def rows(self, stage: Stage, tokenizer: Any) -> JudgedRows:
+        """What a stage learns from: the student's encoding and the teacher's answers."""
+        labelled = stage.data == "task"
+        if self.task.kind == "image":
+            images: Any = self.views if not labelled else ImageRows(self.task, self.dataset, self.processing_class)
+            judgement = self.judged(images)
+            return JudgedRows(images, judgement, self.confident(judgement, labelled))
+        data = self.dataset if labelled else self.transfer
+        judgement = self.judged(self.encoded(data, self.processing_class, labels=False))
+        words = None
+        if self.task.kind == "words":
+            judgement.tokens, words = (
+                word_ids(self.task, data, reader, self.max_length) for reader in (self.processing_class, tokenizer)
+            )
+        chosen = self.confident(judgement, labelled)
+        return JudgedRows(self.encoded(data, tokenizer, labelled), judgement, chosen, words)
+
+    def encoded(self, data: Dataset, reader: Any, labels: bool) -> Dataset:
+        """Rows of texts or words as one of the two models reads them."""
+        columns = list(self.task.inputs) + [self.task.label] * labels
+        return self.task.encode(data.select_columns(columns), reader, self.max_length)
+
+    def judged(self, rows: Any) -> Judgement:
+        """What the teacher says about rows, asked once."""
+        return judge(
+            rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.folder / "answers",
+            state_positions="all" if self.task.kind == "words" else "first", dtype=self.dtype,
+        )  # fmt: skip
+
+    def confident(self, judgement: Judgement, labelled: bool) -> Sequence[int] | None:
+        """The rows to learn from, where the teacher's confidence decides."""
+        if labelled or not self.min_confidence:
+            return None
+        chosen = np.flatnonzero(judgement.confidence() >= self.min_confidence)
+        if not len(chosen):
+            raise ValueError(f"The teacher is nowhere as confident as min_confidence={self.min_confidence}. Lower it.")
+        print(f"Transfer set: {len(chosen):,} of {len(judgement.positions):,} rows are confident enough")
+        return chosen.tolist()
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the teacher computes in."""
+        return torch.bfloat16 if has_fast_bf16(self.teacher.device) else torch.float32
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the teacher is asked for: logits, and its final states where they say what the head reads."""
+        with_states = any(stage.representation_weight for stage in self.stages) and has_readable_states(
+            self.teacher, self.task, self.batch(range(min(4, len(self.dataset))))
+        )
+        last = number_of_layers(self.teacher)
+        return Needs(logits=True, hidden_states=(last,) if with_states and last else ())
+
+    def losses(self, stage: Stage) -> dict[str, DistillationLoss]:
+        """What a stage minimises."""
+        losses: dict[str, DistillationLoss] = {}
+        if stage.soft_target_weight:
+            losses["soft"] = SoftTargetLoss(stage.temperature, weight=stage.soft_target_weight)
+        if stage.hard_label_weight:
+            losses["hard"] = HardLabelLoss(stage.hard_label_weight)
+        if stage.representation_weight and self.needs.hidden_states:
+            positions: Any = "all" if self.task.kind == "words" else "first"
+            losses["representation"] = HiddenStateLoss(
+                {-1: -1}, "cosine", stage.representation_weight, positions=positions
+            )
+        return losses
+
+    def batch(self, rows: Iterable[int]) -> dict[str, Any]:
+        """Some task rows as the teacher reads them."""
+        some = self.dataset.select(list(rows))
+        if self.task.kind == "image":
+            features: list[Any] = [{"pixel_values": row["pixel_values"]}
+                                   for row in map(ImageRows(self.task, some, self.processing_class).__getitem__,
+                                                  range(len(some)))]  # fmt: skip
+        else:
+            features = list(self.encoded(some, self.processing_class, labels=False))
+        return dict(self.task.collator(self.processing_class)(features))
+
+    def _check(self) -> None:
+        if self.training_rows < 1:
+            raise ValueError(f"training_rows must be at least 1, got {self.training_rows}.")
+        if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
+            raise ValueError(
+                f"No column of {self.dataset.column_names} holds labels, which a stage learns from. Name it: "
+                "label_column=..., or leave that stage out."
+            )

@@ -1,0 +1,213 @@
+"""Tasks read from raw rows, transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from datasets import ClassLabel, Dataset, Features, List, Value
+from test_vocabulary import CORPUS, trimmed
+
+from hf_distill.activations import Needs
+from hf_distill.tasks import Task, labels_at_first_tokens
+from hf_distill.transfer import ImageRows, JudgedRows, build_transfer_set, judge
+from hf_distill.transfer.judged import word_ids
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+def bert(kind="SequenceClassification", **config):
+    torch.manual_seed(0)
+    entries = {"vocab_size": 305, "max_position_embeddings": 60, **SIZES, **config}
+    return getattr(hf, f"BertFor{kind}")(hf.BertConfig(**entries)).eval()
+
+
+def vit():
+    torch.manual_seed(0)
+    return hf.ViTForImageClassification(hf.ViTConfig(image_size=8, patch_size=4, num_channels=1, **SIZES)).eval()
+
+
+def labelled(columns, names=("no", "yes"), name="label"):
+    content = {**columns, name: [k % 2 for k in range(len(next(iter(columns.values()))))]}
+    dataset = Dataset.from_dict(content)
+    return dataset.cast_column(name, ClassLabel(names=list(names))) if names else dataset
+
+
+class TestTask:
+    @pytest.mark.parametrize(
+        ("model", "dataset", "kind", "inputs", "label"),
+        [
+            (bert(), labelled({"text": ["a", "b"], "id": ["x", "y"]}), "text", ("text",), "label"),
+            (bert(), labelled({"a_review": ["a", "b"], "id": [1, 2]}), "text", ("a_review",), "label"),
+            (bert(), labelled({"premise": ["a"], "hypothesis": ["b"]}), "text", ("premise", "hypothesis"), "label"),
+            (
+                bert("TokenClassification"),
+                Dataset.from_dict({"id": ["1"], "words": [["a", "b"]], "ner_tags": [[0, 1]]}),
+                "words", ("words",), "ner_tags",
+            ),
+            (vit(), labelled({"pixel_values": np.zeros((2, 1, 8, 8)).tolist()}), "image", ("pixel_values",), "label"),
+        ],
+    )  # fmt: skip
+    def test_is_recognised_by_head_and_columns(self, model, dataset, kind, inputs, label):
+        task = Task.of(model, dataset)
+        assert (task.kind, task.inputs, task.label) == (kind, inputs, label)
+
+    def test_regression_has_numbers(self):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [1, 2]})
+        task = Task.of(bert(num_labels=1), rows)
+        assert task.classes == () and task.labels(rows) == [1.0, 2.0]
+
+    def test_classes_are_matched_by_name(self):
+        rows = labelled({"text": ["ba", "co"]}, names=("yes", "no"))
+        model = bert(id2label={0: "No", 1: "Yes"}, label2id={"No": 0, "Yes": 1})
+        assert Task.of(model, rows).labels(rows) == [1, 0]
+
+    def test_labels_stand_at_the_first_token_of_their_word(self):
+        assert labels_at_first_tokens([None, 0, 1, 1, 1, 2, None], [4, 5, 6]) == [-100, 4, 5, -100, -100, 6, -100]
+
+    @pytest.mark.parametrize(
+        ("model", "columns", "given", "message"),
+        [
+            (bert(), {"one": ["a"], "two": ["b"]}, {}, r"cannot be told: \['one', 'two'\] would do"),
+            (bert(), {"text": ["a"]}, {"input_columns": "body"}, r"input_columns=\['body'\] must be columns"),
+            (bert(), {"text": ["a"]}, {"label_column": "class"}, "label_column='class' is no column"),
+            (bert("QuestionAnswering"), {"text": ["a"]}, {}, "BertForQuestionAnswering does not classify"),
+        ],
+    )
+    def test_what_cannot_be_told_is_refused(self, model, columns, given, message):
+        with pytest.raises(ValueError, match=message):
+            Task.of(model, labelled(columns), **given)
+
+    def test_classes_that_the_teacher_does_not_know_are_refused(self):
+        rows = labelled({"text": ["ba", "co"]}, names=("good", "bad"))
+        model = bert(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+        with pytest.raises(ValueError, match=r"it does not know \['bad', 'good'\]"):
+            Task.of(model, rows).labels(rows)
+
+    def test_labels_out_of_range_are_refused(self):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [0, 7]})
+        with pytest.raises(ValueError, match="holds 7, but the teacher has the classes 0 to 1"):
+            Task.of(bert(), rows).labels(rows)
+
+
+class TestBuildTransferSet:
+    ROWS = Dataset.from_dict({"text": CORPUS[:30], "label": [0] * 30})
+
+    def test_holds_every_row_once_and_none_of_the_excluded(self):
+        held_out = CORPUS[5:8]
+        unlabelled = [*CORPUS[28:40], "zebra"]
+        made = build_transfer_set(self.ROWS, "text", unlabelled=unlabelled, exclude=held_out, augmented_rows=50)
+        assert len(set(made["text"])) == len(made)
+        assert not set(made["text"]) & set(held_out)
+        assert {*CORPUS[:40], "zebra"} - set(held_out) <= set(made["text"])
+
+    def test_new_texts_are_made_of_the_words_of_the_task(self):
+        made = build_transfer_set(self.ROWS, "text", augmented_rows=100)
+        new = [row for row in made if row["source"] not in ("task", "unlabelled")]
+        assert {row["source"] for row in new} == {"recombine", "drop_words"} and len(new) > 50
+        assert {word for row in new for word in row["text"].split()} <= {w for t in CORPUS[:30] for w in t.split()}
+
+    def test_the_seed_decides(self):
+        one, same, other = (build_transfer_set(self.ROWS, "text", seed=seed)["text"] for seed in (0, 0, 1))
+        assert list(one) == list(same) != list(other)
+
+    def test_of_a_pair_one_side_stays(self):
+        rows = Dataset.from_dict({"a": [f"one {k} two, three" for k in range(9)], "b": [f"x {k}, y" for k in range(9)]})
+        made = build_transfer_set(rows, ["a", "b"], augmented_rows=40)
+        for row in made:
+            assert row["a"] in rows["a"] or row["b"] in rows["b"]
+
+    def test_lists_of_words_stay_lists(self):
+        rows = Dataset.from_dict({"tokens": [text.split() for text in CORPUS[:9]]})
+        made = build_transfer_set(rows, "tokens", augmented_rows=9)
+        assert made.features["tokens"] == List(Value("string")) and len(made) > 9
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"input_columns": "body"}, "input_columns"),
+            ({"augment": ["back_translation"]}, "augment must name some of"),
+            ({"unlabelled": "one text"}, "got one text"),
+            ({"unlabelled": Dataset.from_dict({"body": ["a"]})}, "lack the column 'text'"),
+        ],
+    )
+    def test_mistakes_are_refused(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            build_transfer_set(self.ROWS, **{"input_columns": "text", **given})
+
+
+class TestJudgedRows:
+    def test_texts_bring_the_teachers_logits_and_first_states(self, tmp_path):
+        old, new = trimmed("wordpiece")
+        rows = Dataset.from_dict({"text": CORPUS[:20]})
+        teacher = bert()
+        task = Task.of(teacher, rows)
+        needs = Needs(logits=True, hidden_states=(2,))
+        judgement = judge(
+            task.encode(rows, old), teacher, task.collator(old), needs, tmp_path, state_positions="first", progress=False
+        )
+        judged = JudgedRows(task.encode(rows, new), judgement)
+        for k, text in enumerate(CORPUS[:20]):
+            with torch.no_grad():
+                expected = teacher(**old(text, return_tensors="pt"), output_hidden_states=True)
+            torch.testing.assert_close(judged[k]["teacher_logits"], expected.logits[0], rtol=1e-5, atol=1e-6)
+            state = judged[k]["teacher_hidden_states_2"].float()
+            torch.testing.assert_close(state, expected.hidden_states[-1][0, :1], rtol=2e-3, atol=2e-3)
+            assert judged[k]["input_ids"] == new(text)["input_ids"]
+
+    def test_words_bring_the_answer_about_their_first_token(self, tmp_path):
+        old, new = trimmed("wordpiece")
+        rows = Dataset.from_dict({"tokens": [text.split() for text in CORPUS[:12]]})
+        teacher = bert("TokenClassification")
+        task = Task.of(teacher, rows)
+        judgement = judge(
+            task.encode(rows, old), teacher, task.collator(old), Needs(logits=True), tmp_path, progress=False
+        )
+        judgement.tokens, words = (word_ids(task, rows, reader, None) for reader in (old, new))
+        judged = JudgedRows(task.encode(rows, new), judgement, words=words)
+        different = 0
+        for k, row in enumerate(rows["tokens"]):
+            theirs, ours = (reader(row, is_split_into_words=True, return_tensors="pt") for reader in (old, new))
+            different += theirs["input_ids"].shape != ours["input_ids"].shape
+            with torch.no_grad():
+                logits = teacher(**theirs).logits[0]
+            for place, word in enumerate(ours.word_ids()):
+                first = theirs.word_ids().index(word) if place < len(ours.word_ids()) - 1 else len(logits) - 1
+                torch.testing.assert_close(judged[k]["teacher_logits"][place], logits[first], rtol=1e-5, atol=1e-6)
+        assert different  # else nothing was aligned
+
+    def test_confidence_is_the_largest_probability(self, tmp_path):
+        old, _ = trimmed("wordpiece")
+        rows, teacher = Dataset.from_dict({"text": CORPUS[:5]}), bert()
+        task = Task.of(teacher, rows)
+        judged = judge(task.encode(rows, old), teacher, task.collator(old), Needs(logits=True), tmp_path, progress=False)
+        with torch.no_grad():
+            expected = [teacher(**old(text, return_tensors="pt")).logits.softmax(-1).max().item() for text in CORPUS[:5]]
+        np.testing.assert_allclose(judged.confidence(), expected, rtol=1e-5)
+
+
+class TestImageRows:
+    ROWS = Dataset.from_dict(
+        {"pixel_values": np.random.default_rng(0).random((6, 1, 8, 8)).tolist(), "label": [0, 1] * 3},
+        Features({"pixel_values": List(List(List(Value("float32")))), "label": Value("int64")}),
+    )
+    TASK = Task.of(vit(), ROWS)
+
+    def test_the_first_view_is_the_image_and_each_is_read_the_same_again(self):
+        rows = ImageRows(self.TASK, self.ROWS, None, views=3)
+        assert len(rows) == 18
+        for k in range(18):
+            assert torch.equal(rows[k]["pixel_values"], rows[k]["pixel_values"])
+        for k, image in enumerate(self.ROWS["pixel_values"]):
+            assert torch.equal(rows[k]["pixel_values"], torch.tensor(image))
+
+    def test_every_second_view_lies_between_two_images(self):
+        rows = ImageRows(self.TASK, self.ROWS, None, views=3)
+        known = set(np.asarray(self.ROWS["pixel_values"], np.float32).ravel().tolist())
+        shifted = {float(x) for k in range(6, 12) for x in rows[k]["pixel_values"].ravel()}
+        mixed = {float(x) for k in range(12, 18) for x in rows[k]["pixel_values"].ravel()}
+        assert shifted <= known and not mixed <= known
+        assert min(known) <= min(mixed) and max(mixed) <= max(known)
+
+    def test_labels_come_only_with_the_images_themselves(self):
+        assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1
+        assert "labels" not in ImageRows(self.TASK, self.ROWS, None, views=2)[1]
