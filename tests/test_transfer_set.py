@@ -54,7 +54,8 @@ class TestTask:
     def test_regression_has_numbers(self):
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": [1, 2]})
         task = Task.of(bert(num_labels=1), rows)
-        assert task.classes == () and task.labels(rows) == [1.0, 2.0]
+        assert task.classes == ()
+        assert task.labels(rows) == [1.0, 2.0]
 
     def test_classes_are_matched_by_name(self):
         rows = labelled({"text": ["ba", "co"]}, names=("yes", "no"))
@@ -103,7 +104,8 @@ class TestBuildTransferSet:
     def test_new_texts_are_made_of_the_words_of_the_task(self):
         made = build_transfer_set(self.ROWS, "text", augmented_rows=100)
         new = [row for row in made if row["source"] not in ("task", "unlabelled")]
-        assert {row["source"] for row in new} == {"recombine", "drop_words"} and len(new) > 50
+        assert {row["source"] for row in new} == {"recombine", "drop_words"}
+        assert len(new) > 50
         assert {word for row in new for word in row["text"].split()} <= {w for t in CORPUS[:30] for w in t.split()}
 
     def test_the_seed_decides(self):
@@ -111,7 +113,9 @@ class TestBuildTransferSet:
         assert list(one) == list(same) != list(other)
 
     def test_of_a_pair_one_side_stays(self):
-        rows = Dataset.from_dict({"a": [f"one {k} two, three" for k in range(9)], "b": [f"x {k}, y" for k in range(9)]})
+        rows = Dataset.from_dict(
+            {"a": [f"one {k} two, three" for k in range(9)], "b": [f"x {k}, y" for k in range(9)]}
+        )
         made = build_transfer_set(rows, ["a", "b"], augmented_rows=40)
         for row in made:
             assert row["a"] in rows["a"] or row["b"] in rows["b"]
@@ -119,7 +123,8 @@ class TestBuildTransferSet:
     def test_lists_of_words_stay_lists(self):
         rows = Dataset.from_dict({"tokens": [text.split() for text in CORPUS[:9]]})
         made = build_transfer_set(rows, "tokens", augmented_rows=9)
-        assert made.features["tokens"] == List(Value("string")) and len(made) > 9
+        assert made.features["tokens"] == List(Value("string"))
+        assert len(made) > 9
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -143,7 +148,13 @@ class TestJudgedRows:
         task = Task.of(teacher, rows)
         needs = Needs(logits=True, hidden_states=(2,))
         judgement = judge(
-            task.encode(rows, old), teacher, task.collator(old), needs, tmp_path, state_positions="first", progress=False
+            task.encode(rows, old),
+            teacher,
+            task.collator(old),
+            needs,
+            tmp_path,
+            state_positions="first",
+            progress=False,
         )
         judged = JudgedRows(task.encode(rows, new), judgement)
         for k, text in enumerate(CORPUS[:20]):
@@ -179,9 +190,13 @@ class TestJudgedRows:
         old, _ = trimmed("wordpiece")
         rows, teacher = Dataset.from_dict({"text": CORPUS[:5]}), bert()
         task = Task.of(teacher, rows)
-        judged = judge(task.encode(rows, old), teacher, task.collator(old), Needs(logits=True), tmp_path, progress=False)
+        judged = judge(
+            task.encode(rows, old), teacher, task.collator(old), Needs(logits=True), tmp_path, progress=False
+        )
         with torch.no_grad():
-            expected = [teacher(**old(text, return_tensors="pt")).logits.softmax(-1).max().item() for text in CORPUS[:5]]
+            expected = [
+                teacher(**old(text, return_tensors="pt")).logits.softmax(-1).max().item() for text in CORPUS[:5]
+            ]
         np.testing.assert_allclose(judged.confidence(), expected, rtol=1e-5)
 
 
@@ -205,8 +220,10 @@ class TestImageRows:
         known = set(np.asarray(self.ROWS["pixel_values"], np.float32).ravel().tolist())
         shifted = {float(x) for k in range(6, 12) for x in rows[k]["pixel_values"].ravel()}
         mixed = {float(x) for k in range(12, 18) for x in rows[k]["pixel_values"].ravel()}
-        assert shifted <= known and not mixed <= known
-        assert min(known) <= min(mixed) and max(mixed) <= max(known)
+        assert shifted <= known
+        assert not mixed <= known
+        assert min(known) <= min(mixed)
+        assert max(mixed) <= max(known)
 
     def test_labels_come_only_with_the_images_themselves(self):
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1

@@ -92,7 +92,7 @@ class HiddenStateLoss(DistillationLoss):
         self.pairs = self.layer_mapping.resolve(len(ours) - 1, len(theirs) - 1)
         for s, t in self.pairs:
             require_one_shape(t, dict(enumerate(theirs)))
-            for index in layers_of(t):
+            for index in layers_of(t) if self.positions == "all" else ():
                 _require_same_positions(s, ours[s], index, theirs[index])
             if self.positions == "first" and len(ours[s]) == 4:
                 raise ValueError(

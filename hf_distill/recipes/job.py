@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
-from hf_distill.recipes.reading import has_readable_states, number_of_layers
+from hf_distill.recipes.reading import has_readable_states, number_of_layers, without_dropout
 from hf_distill.recipes.stages import Stage, begin, fingerprint_of, finish, is_done, run_stage
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
@@ -85,12 +85,13 @@ class Job:
             tokenizer = None if self.task.kind == "image" else AutoTokenizer.from_pretrained(folder)
             return tokenizer or self.processing_class, type(self.own_student or self.teacher).from_pretrained(folder)
         begin(folder, settings)
+        set_seed(self.seed)  # for the part of a student that has random weights
         tokenizer, student = self._make()
-        student.save_pretrained(folder)
+        without_dropout(student).save_pretrained(folder)
         if self.task.kind != "image":
             tokenizer.save_pretrained(folder)
         finish(folder, settings)
-        return tokenizer, student
+        return tokenizer, type(student).from_pretrained(folder)
 
     def _start_settings(self) -> dict[str, Any]:
         rows = self.dataset._fingerprint if self.own_student is None else str(self.own_student.config)
@@ -127,7 +128,7 @@ class Job:
         """The transfer set, without labels."""
         return build_transfer_set(
             self.dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
-            augmented_rows=self.augmented_rows, seed=self.seed,
+            augmented_rows=self.augmented_rows,
         )  # fmt: skip
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Which of a teacher's states say what its head reads."""
+"""What the recipe must know of a model: its layers, which states say what its head reads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from hf_distill.tasks import Task
 def number_of_layers(model: PreTrainedModel) -> int:
     """Index of the last hidden state; 0 where the config does not tell."""
     return int(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Every dropout rate of the config set to 0, for whoever loads the model next: a student that is far smaller than
+    what it learns from has nothing to be kept from memorising.
+    """
+    configs = [model.config, model.config.get_text_config()]
+    for config in configs:
+        for name, value in vars(config).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,175 @@
+"""From a teacher and raw rows to a saved student: what is made, what is reused, what is refused."""
+
+import pytest
+import torch
+import transformers as hf
+from datasets import Dataset
+from test_transfer_set import bert, labelled, vit
+from test_vocabulary import CORPUS, original
+
+from hf_distill import DistillationTrainer
+from hf_distill.recipes import STAGES, Stage, compress
+from hf_distill.recipes.reading import has_readable_states
+from hf_distill.tasks import Task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+QUIET = {"disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 8}
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+ROWS = labelled({"text": CORPUS[:40]})
+
+
+def make(folder, teacher=None, rows=ROWS, reader="wordpiece", **given):
+    settings = {
+        "compression": 3, "vocabulary_size": 120, "augmented_rows": 20, "training_rows": 160, "arguments": QUIET,
+        **given,
+    }  # fmt: skip
+    teacher = teacher or bert(**SIZES)
+    return compress(teacher, original(reader) if reader else None, rows, folder, **settings)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class TestCompress:
+    def test_the_student_meets_the_budget_and_opens_by_itself(self, tmp_path):
+        teacher = bert(**SIZES)
+        made = make(tmp_path, teacher)
+        budget = teacher.num_parameters() / 3
+        assert 0.95 * budget <= made.student.num_parameters() <= budget
+        opened = hf.pipeline("text-classification", model=str(made.folder), device="cpu")
+        assert opened(CORPUS[50])[0]["label"] in ("LABEL_0", "LABEL_1")
+        assert len(made.processing_class) == made.student.config.vocab_size <= 120
+        for name, tensor in weights(hf.AutoModelForSequenceClassification.from_pretrained(made.folder)).items():
+            assert torch.equal(tensor, made.student.state_dict()[name])
+
+    def test_it_learns_what_the_teacher_says(self, tmp_path):
+        teacher = bert(initializer_range=0.6, **SIZES)  # answers that differ from row to row
+        stages = [Stage("all", "transfer", 1.0, 1e-2)]
+        made = make(tmp_path, teacher, vocabulary_size=300, augmented_rows=0, training_rows=4000, stages=stages)
+        logits = {}
+        for who, model, reader in (
+            ("teacher", teacher, original("wordpiece")),
+            ("student", made.student, made.processing_class),
+        ):
+            batch = reader(CORPUS[:40], padding=True, return_tensors="pt")
+            with torch.no_grad():
+                logits[who] = model.eval()(**batch).logits.diff().flatten()
+        assert torch.corrcoef(torch.stack([logits["teacher"], logits["student"]]))[0, 1] > 0.9
+
+    def test_a_second_run_trains_nothing_and_gives_the_same(self, tmp_path, monkeypatch):
+        first = weights(make(tmp_path).student)
+        monkeypatch.setattr(DistillationTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+        second = weights(make(tmp_path).student)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_only_what_depends_on_a_change_is_made_anew(self, tmp_path, monkeypatch):
+        make(tmp_path)
+        trained = []
+        train = DistillationTrainer.train
+
+        def counted(self, *args, **kwargs):
+            trained.append(self.args.output_dir)
+            return train(self, *args, **kwargs)
+
+        monkeypatch.setattr(DistillationTrainer, "train", counted)
+        softer = Stage("polish", "task", share=0.1, learning_rate=2e-4, hard_label_weight=0.9)
+        make(tmp_path, stages=(STAGES[0], softer))
+        assert trained == [str(tmp_path / "polish")]
+        make(tmp_path, stages=(STAGES[0], softer), seed=1)
+        assert len(trained) == 3
+
+    def test_an_interrupted_run_goes_on_and_ends_as_a_straight_one(self, tmp_path):
+        straight = weights(make(tmp_path / "straight").student)
+        stop = [True]
+
+        def interrupting(self, *args, original=DistillationTrainer.training_step, **kwargs):
+            if stop and self.state.global_step == 7:
+                stop.clear()
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DistillationTrainer, "training_step", interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path / "broken")
+        assert not (tmp_path / "broken" / "student").exists()
+        resumed = weights(make(tmp_path / "broken").student)
+        assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+    def test_held_out_rows_are_not_learnt_from(self, tmp_path, monkeypatch):
+        seen = []
+        encode = Task.encode
+
+        def spying(self, dataset, *args):
+            seen.extend(dataset["text"])
+            return encode(self, dataset, *args)
+
+        monkeypatch.setattr(Task, "encode", spying)
+        make(tmp_path, unlabelled=CORPUS[40:60], exclude=CORPUS[50:60])
+        assert set(CORPUS[40:50]) <= set(seen)
+        assert not set(CORPUS[50:60]) & set(seen)
+
+    def test_words(self, tmp_path):
+        names = {0: "O", 1: "N", 2: "V"}
+        tags = {"num_labels": 3, "id2label": names, "label2id": {name: k for k, name in names.items()}}
+        rows = Dataset.from_dict(
+            {
+                "tokens": [t.split() for t in CORPUS[:30]],
+                "tags": [[k % 3 for k, _ in enumerate(t.split())] for t in CORPUS[:30]],
+            }
+        )
+        made = make(tmp_path, bert("TokenClassification", **SIZES, **tags), rows)
+        assert type(made.student) is hf.BertForTokenClassification
+        assert made.student.config.id2label == names
+        assert hf.pipeline("token-classification", model=str(made.folder), device="cpu")(CORPUS[50])
+
+    def test_images(self, tmp_path):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+        teacher = hf.ViTForImageClassification(hf.ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes))
+        rows = labelled({"pixel_values": torch.rand(24, 1, 8, 8).tolist()}, names=None)
+        made = make(tmp_path, teacher, rows, None, vocabulary_size=None)
+        assert made.student.num_parameters() <= teacher.num_parameters() / 3
+        assert hf.AutoModelForImageClassification.from_pretrained(made.folder).config.num_labels == 2
+
+    def test_regression_and_a_student_of_ones_own(self, tmp_path):
+        rows = Dataset.from_dict({"text": CORPUS[:20], "label": [k / 20 for k in range(20)]})
+        own = bert(num_labels=1, vocab_size=500)
+        made = make(tmp_path, bert(num_labels=1, vocab_size=500), rows, compression=None, student=own)
+        assert made.student.config.hidden_size == own.config.hidden_size
+        assert not torch.equal(made.student.classifier.weight, own.classifier.weight)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"training_rows": 0}, "training_rows must be at least 1"),
+            ({"rows": Dataset.from_dict({"text": CORPUS[:4]})}, "No column of .* holds labels"),
+            ({"max_parameters": 10_000, "compression": 3}, "both limit the size"),
+            ({"min_confidence": 1.5}, "nowhere as confident as"),
+            ({"compression": 1000}, "No student of at most"),
+        ],
+    )
+    def test_mistakes_are_refused(self, tmp_path, given, message):
+        with pytest.raises(ValueError, match=message):
+            make(tmp_path, **given)
+
+
+class TestReadableStates:
+    def test_the_first_token_of_an_encoder_reads_everything_that_of_a_decoder_nothing(self):
+        reader = original("wordpiece")
+        batch = dict(reader(["ba co di", "fu gel"], padding=True, return_tensors="pt"))
+        task = Task.of(bert(), ROWS)
+        assert has_readable_states(bert(), task, batch)
+        sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 305, "pad_token_id": 0}
+        decoder = hf.GPT2ForSequenceClassification(hf.GPT2Config(**sizes)).eval()
+        batch.pop("token_type_ids", None)
+        assert not has_readable_states(decoder, task, batch)
+
+    def test_of_images_only_a_class_token_does(self):
+        batch = {"pixel_values": torch.rand(2, 1, 8, 8)}
+        rows = labelled({"pixel_values": batch["pixel_values"].tolist()})
+        assert has_readable_states(vit(), Task.of(vit(), rows), batch)
+        config = hf.ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
+        convolutional = hf.ResNetForImageClassification(config).eval()
+        assert not has_readable_states(convolutional, Task.of(convolutional, rows), batch)
