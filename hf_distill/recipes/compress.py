@@ -57,6 +57,7 @@ def compress(
     label_column: str | None = None,
     max_length: int | None = None,
     min_confidence: float = 0.0,
+    answers_dir: str | Path | None = None,
     arguments: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Compressed:
@@ -92,6 +93,8 @@ def compress(
         label_column: The column of labels, likewise.
         max_length: Tokens that are read of a text.
         min_confidence: Transfer rows about which the teacher's largest probability is below are left out.
+        answers_dir: Where the teacher's answers are kept, for students of several sizes and seeds to share; by
+            default `output_dir/answers`.
         arguments: More fields of `TrainingArguments`, for every stage.
         seed: Of everything that is drawn.
 
@@ -111,7 +114,7 @@ def compress(
         teacher, processing_class, train_dataset, Path(output_dir),
         Task.of(teacher, train_dataset, input_columns, label_column),
         limits, student, vocabulary_size, unlabelled, exclude, augmented_rows, training_rows, tuple(stages),
-        max_length, min_confidence, dict(arguments or {}), seed,
+        max_length, min_confidence, Path(answers_dir or Path(output_dir) / "answers"), dict(arguments or {}), seed,
     )  # fmt: skip
     made, reader = job.run()
     return Compressed(made, reader, job.task, job.folder / "student")

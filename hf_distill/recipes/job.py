@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.recipes.reading import has_readable_states, number_of_layers, without_dropout
-from hf_distill.recipes.stages import Stage, begin, fingerprint_of, finish, is_done, run_stage
+from hf_distill.recipes.stages import Stage, begin, content_of, fingerprint_of, finish, is_done, run_stage
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
 from hf_distill.tasks import Task
@@ -47,6 +47,7 @@ class Job:
     stages: tuple[Stage, ...]
     max_length: int | None
     min_confidence: float
+    answers_dir: Path
     arguments: dict[str, Any]
     seed: int
 
@@ -57,9 +58,9 @@ class Job:
         tokenizer, student = self.start()
         settings: dict[str, Any] = {
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
-            "rows": self.transfer._fingerprint if self.task.kind != "image" else self.dataset._fingerprint,
+            "labels": content_of(self.dataset, [self.task.label]) if self.task.label else None,
             "training_rows": self.training_rows, "arguments": self.arguments, "seed": self.seed,
-            "min_confidence": self.min_confidence,
+            "min_confidence": self.min_confidence, "max_length": self.max_length,
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
         for stage in self.stages:
@@ -94,10 +95,11 @@ class Job:
         return tokenizer, type(student).from_pretrained(folder)
 
     def _start_settings(self) -> dict[str, Any]:
-        rows = self.dataset._fingerprint if self.own_student is None else str(self.own_student.config)
+        rows = self.dataset if self.task.kind == "image" else self.transfer
         return {
-            "teacher": OnlineTeacher(self.teacher).fingerprint(), "limits": self.limits, "data": rows,
-            "vocabulary_size": self.vocabulary_size,
+            "teacher": OnlineTeacher(self.teacher).fingerprint(), "limits": self.limits,
+            "student": None if self.own_student is None else OnlineTeacher(self.own_student).fingerprint(),
+            "data": content_of(rows, self.task.inputs), "vocabulary_size": self.vocabulary_size,
         }  # fmt: skip
 
     def _make(self) -> tuple[Any, PreTrainedModel]:
@@ -162,7 +164,7 @@ class Job:
     def judged(self, rows: Any) -> Judgement:
         """What the teacher says about rows, asked once."""
         return judge(
-            rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.folder / "answers",
+            rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.answers_dir,
             state_positions="all" if self.task.kind == "words" else "first", dtype=self.dtype,
         )  # fmt: skip
 

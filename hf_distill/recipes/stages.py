@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -50,6 +51,14 @@ class Stage:
 def fingerprint_of(content: Any) -> str:
     """Changes with anything that JSON can say of it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def content_of(dataset: Dataset, columns: Sequence[str]) -> str:
+    """Changes with anything in these columns, and not with how the dataset came to be."""
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(list(columns)).with_format("arrow").iter(1000):
+        digest.update(json.dumps(batch.to_pydict(), default=repr).encode())
+    return digest.hexdigest()[:16]
 
 
 def is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
