@@ -10,6 +10,7 @@ import transformers as hf
 
 from hf_distill import LayerMapping
 from hf_distill.students import create_distilbert, create_student
+from hf_distill.students.blocks import block_influence
 
 # Transformers 5.0 uses torch.jit itself, which recent versions of torch deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -166,6 +167,47 @@ def test_default_blocks_are_those_of_the_uniform_mapping(name, number):
     block = sum(p.numel() for p in blocks_at(teacher, MODELS[name][3])[1][5].parameters())
     removed = (6 - number) * block  # every block but block 0 has as many
     assert sum(p.numel() for p in teacher.parameters()) - sum(p.numel() for p in student.parameters()) == removed
+
+
+@pytest.mark.parametrize(("choice", "kept"), [("first", [0, 1]), ("last", [4, 5])])
+def test_blocks_can_be_the_first_or_last(choice, kept):
+    teacher = make("bert")
+    student = create_student(teacher, num_hidden_layers=2, layer_choice=choice)
+    assert_same(student, create_student(teacher, layers=kept))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_blocks_by_importance_are_those_that_change_their_input_most(name):
+    teacher = make(name)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    batches = [{"input_ids": torch.randint(3, 30, (2, 7)), "attention_mask": mask} for _ in range(3)]
+    sums = [0.0] * 6
+    for batch in batches:
+        with torch.no_grad():
+            states = [state.double().numpy() for state in teacher(**batch, output_hidden_states=True).hidden_states]
+        for block in range(6):
+            for row, place in mask.nonzero().tolist():
+                x, y = (states[k][row, place] for k in (block, block + 1))
+                sums[block] += 1 - float(x @ y / (x @ x) ** 0.5 / (y @ y) ** 0.5)
+    torch.testing.assert_close(block_influence(teacher, batches), torch.tensor(sums, dtype=torch.float64) / 33)
+    best = sorted(sorted(range(6), key=sums.__getitem__)[-3:])
+    assert best != [1, 3, 5]  # the default
+    student = create_student(teacher, num_hidden_layers=3, layer_choice="importance", calibration=iter(batches))
+    assert_same(student, create_student(teacher, layers=best))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_hidden_layers": 2, "layer_choice": "best"}, "layer_choice must be one of"),
+        ({"num_hidden_layers": 2, "layer_choice": "importance"}, "Pass some as calibration="),
+        ({"layers": [1], "layer_choice": "last"}, r"layers=\[1\] names them"),
+    ],
+)
+def test_a_choice_of_blocks_that_cannot_be_made_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        create_student(make("bert"), **given)
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_distill.heads import core_model
-from hf_distill.mapping import LayerMapping, layers_of
+from hf_distill.students.blocks import LayerChoice, choose_blocks
 from hf_distill.students.budget import parameter_budget, propose, where_parameters_go
 from hf_distill.students.build import fill
 from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
@@ -30,6 +30,7 @@ def create_student(
     *,
     num_hidden_layers: int | None = None,
     layers: Sequence[int] | None = None,
+    layer_choice: LayerChoice = "uniform",
     num_decoder_layers: int | None = None,
     decoder_layers: Sequence[int] | None = None,
     hidden_size: int | None = None,
@@ -67,6 +68,8 @@ def create_student(
         num_hidden_layers: How many blocks to keep; in an encoder-decoder of the encoder, which stays whole if neither
             this nor `layers` is given.
         layers: Which blocks to keep instead, from 0, in increasing order.
+        layer_choice: Which blocks `num_hidden_layers` keeps: `"uniform"`, `"first"`, `"last"`, or by `"importance"`,
+            those that change their input most on the `calibration` batches (ShortGPT, Men et al., 2024).
         num_decoder_layers: How many blocks of an encoder-decoder's decoder to keep; the default keeps it whole.
         decoder_layers: Which blocks of the decoder to keep instead.
         hidden_size: How many features to keep. Under RMS norms the others count as zero; under layer norms mean and
@@ -104,6 +107,11 @@ def create_student(
     """
     _check_teacher(teacher)
     _check_processing_classes(processing_class, new_processing_class)
+    if layers is not None and layer_choice != "uniform":
+        raise ValueError(
+            f"layer_choice={layer_choice!r} chooses blocks, but layers={list(layers)} names them. Pass one of them."
+        )
+    calibration = None if calibration is None else list(calibration)  # read more than once
     asked = {
         "layers": _argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
         "decoder_layers": _argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
@@ -123,7 +131,7 @@ def create_student(
         print(f"{blocks} blocks, {widths}: {where_parameters_go(shape)}")
     _check_choices(teacher, asked, bool(widths) or new_processing_class is not None)
     choices = [
-        (stack, _choices(stack, name, value))
+        (stack, _choices(teacher, stack, name, value, "uniform" if decoder else layer_choice, calibration))
         for decoder, argument in enumerate(asked.values())
         if argument
         for name, value in [argument]
@@ -224,7 +232,10 @@ def _argument(*pair: tuple[str, int | Sequence[int] | None]) -> tuple[str, int |
     return given[0] if given else None
 
 
-def _choices(stack: Stack, name: str, value: int | Sequence[int]) -> list[tuple[int, ...]]:
+def _choices(
+    teacher: PreTrainedModel, stack: Stack, name: str, value: int | Sequence[int], choice: LayerChoice,
+    calibration: Iterable[Mapping[str, Tensor]] | None,
+) -> list[tuple[int, ...]]:  # fmt: skip
     """The blocks to keep; for a number also the second choice."""
     if "num_" not in name:
         return [_checked(stack, name, value)]
@@ -233,8 +244,7 @@ def _choices(stack: Stack, name: str, value: int | Sequence[int]) -> list[tuple[
             f"{name} must be a whole number from 1 to {stack.depth}, the depth of the teacher, got {value!r}. Pass "
             "one of those, or the blocks themselves."
         )
-    pairs = LayerMapping.uniform().resolve(student_layers=value, teacher_layers=stack.depth)  # type: ignore[arg-type]
-    blocks = tuple(layers_of(teacher)[0] - 1 for _, teacher in pairs)
+    blocks = choose_blocks(teacher, stack.depth, value, choice, calibration)  # type: ignore[arg-type]
     return [blocks, (0, *blocks[1:])]
 
 
