@@ -16,6 +16,7 @@ from hf_distill.students.blocks import LayerChoice, choose_blocks
 from hf_distill.students.budget import parameter_budget, propose, where_parameters_go
 from hf_distill.students.build import fill
 from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
+from hf_distill.students.other import from_config
 from hf_distill.students.rows import carry_vocabulary
 from hf_distill.students.shapes import narrowed_entries
 from hf_distill.students.width import UnprovedError, narrow
@@ -43,6 +44,7 @@ def create_student(
     compression: float | None = None,
     max_parameters: int | None = None,
     max_mb: float | None = None,
+    student_config: Any = None,
 ) -> Model:
     """A student that is the teacher without some of its blocks, as DistilBERT was initialised (Sanh et al., 2019, §3).
 
@@ -88,6 +90,9 @@ def create_student(
             `hf_distill.students.budget`), uses 95 to 100 % of the budget, and is printed; dimensions that are given
             stay. If the widths cannot be carried over, the student starts from random weights, with a warning.
         max_parameters: The most parameters instead.
+        student_config: A config of any architecture with a head for this task, instead of everything above: the
+            student is built from it, and what corresponds is carried over ([`from_config`] in
+            `hf_distill.students.other`).
         max_mb: The most megabytes (10^6 bytes, in the teacher's dtype) of weights instead.
 
     Raises:
@@ -107,6 +112,9 @@ def create_student(
     """
     _check_teacher(teacher)
     _check_processing_classes(processing_class, new_processing_class)
+    if student_config is not None:
+        _refuse_beside_config({name: x for name, x in locals().items() if x is not None and x != "uniform"})
+        return from_config(teacher, student_config)  # type: ignore[return-value]
     if layers is not None and layer_choice != "uniform":
         raise ValueError(
             f"layer_choice={layer_choice!r} chooses blocks, but layers={list(layers)} names them. Pass one of them."
@@ -219,6 +227,15 @@ def _check_processing_classes(old: Any, new: Any) -> None:
         raise ValueError(
             f"{given} was given without {missing}. The rows of a trimmed vocabulary are found by token, so both are "
             "needed: the teacher's tokenizer and what trim_vocabulary made of it."
+        )
+
+
+def _refuse_beside_config(given: Mapping[str, Any]) -> None:
+    others = sorted(set(given) - {"teacher", "student_config"})
+    if others:
+        raise ValueError(
+            f"student_config says everything about the student, but {', '.join(others)} was given too. Set it in the "
+            "config, or leave out student_config."
         )
 
 
