@@ -69,7 +69,7 @@ def test_another_architecture_gets_the_head_the_classes_and_what_has_the_same_na
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"student_config": hf.ViTConfig()}, "there is no ModelForMaskedLM"),
+        ({"student_config": hf.ViTConfig()}, "there is no ModelForSequenceClassification"),
         ({"student_config": hf.BertConfig(), "hidden_size": 8}, "but hidden_size was given too"),
         ({"student_config": hf.BertConfig(), "layer_choice": "last"}, "but layer_choice was given too"),
     ],

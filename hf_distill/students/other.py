@@ -50,9 +50,8 @@ def from_config(teacher: PreTrainedModel, config: Any) -> PreTrainedModel:
     total = sum(parameter.numel() for parameter in names.values())
     new = sorted(set(names) - carried)
     logger.info("Not carried over from the teacher: %s", ", ".join(new))
-    print(
-        f"{number:,} of {total:,} parameters ({number / total:.0%}) start from the teacher's; {len(new)} tensors are new"
-    )
+    share = f"{number:,} of {total:,} parameters ({number / total:.0%})"
+    print(f"{share} start from the teacher's; {len(new)} tensors are new")
     return student.eval()
 
 
