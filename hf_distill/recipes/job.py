@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, TrainingArguments, set_seed
 
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
@@ -26,6 +26,11 @@ from hf_distill.teachers.loading import has_fast_bf16
 from hf_distill.transfer.build import build_transfer_set
 from hf_distill.transfer.judged import JudgedRows, Judgement, judge, word_ids
 from hf_distill.transfer.views import ImageRows
+
+
+# Batches of like lengths; older releases call it otherwise.
+_NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
+LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
 
 
 @dataclass
@@ -68,7 +73,8 @@ class Job:
             student = run_stage(
                 stage, student, partial(self.rows, stage, tokenizer), self.losses(stage),
                 folder=self.folder / stage.name, settings=settings,
-                training_rows=round(stage.share * self.training_rows), arguments=self.arguments,
+                training_rows=round(stage.share * self.training_rows),
+                arguments={**({} if self.task.kind == "image" else LIKE_LENGTHS), **self.arguments},
                 data_collator=collator, seed=self.seed,
             )  # fmt: skip
         target = self.folder / "student"

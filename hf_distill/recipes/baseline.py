@@ -1,0 +1,93 @@
+"""The same student without a teacher: what tells whether distillation helped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, set_seed
+
+from hf_distill.recipes.stages import begin, finish, is_done
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training_args import DistillationTrainingArguments
+
+PATIENCE = 3  # epochs without a gain on validation rows
+
+
+def train_on_labels(
+    student: PreTrainedModel,
+    rows: Any,
+    validation: Any,
+    *,
+    folder: Path,
+    settings: Mapping[str, Any],
+    training_rows: int,
+    data_collator: Any,
+    learning_rate: float = 2.5e-4,
+    arguments: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Train by labels alone, as plain `Trainer` would; the epoch that is best on validation rows wins.
+
+    It stops after three epochs without a gain, and has seen `training_rows` rows at most.
+
+    Args:
+        student: The student before training.
+        rows: Encoded rows with `labels`.
+        validation: The same, held out.
+        folder: Where its checkpoints and at the end its model are; finished with these settings, it is only opened.
+        settings: All that the result depends on.
+        training_rows: The budget.
+        data_collator: What makes a batch.
+        learning_rate: Its highest.
+        arguments: More fields of `TrainingArguments`.
+        seed: Of the order of the rows and the dropout.
+    """
+    known = {**settings, "training_rows": training_rows, "learning_rate": learning_rate, "seed": seed}
+    if is_done(folder, known):
+        return type(student).from_pretrained(folder / "model", dtype=student.dtype)
+    begin(folder, known)
+    args = DistillationTrainingArguments(**{
+        "output_dir": str(folder),
+        "num_train_epochs": max(1, training_rows // max(len(rows), 1)),
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": 32,
+        "warmup_steps": 0.06,
+        "weight_decay": 0.01,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "quality",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "seed": seed,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **(arguments or {}),
+        "soft_target_weight": 0.0,
+        "hard_label_weight": 1.0,
+    })  # fmt: skip
+    set_seed(seed)
+    trainer = DistillationTrainer(
+        student, args, data_collator, rows, validation, compute_metrics=quality,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=PATIENCE)],
+    )  # fmt: skip
+    trainer.train()
+    trainer.model.save_pretrained(folder / "model")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    finish(folder, known)
+    return trainer.model
+
+
+def quality(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy over what has a label; of a regression minus the mean squared error: more is better."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if logits.shape[-1] == 1:
+        return {"quality": -float(np.square(logits.reshape(labels.shape) - labels).mean())}
+    counts = labels != -100
+    return {"quality": float((logits.argmax(-1) == labels)[counts].mean())}
