@@ -53,6 +53,9 @@ MAY_IMPORT = {
     "recipes": {
         "activations", "losses", "students", "tasks", "teachers", "trainer", "training_args", "transfer",
     },
+    "export": {"heads"},
+    "metrics": set(),
+    "cli": {"export", "recipes", "reports", "students", "tasks", "training_args", "transfer"},
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
 TORCH_ALONE = (

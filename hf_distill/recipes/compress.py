@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_distill.recipes.job import Job
+from hf_distill.recipes.job import Compressed, Job
 from hf_distill.recipes.stages import Stage
-from hf_distill.tasks import Task
 
 STAGES = (
     Stage("transfer", "transfer", share=0.9, learning_rate=1e-3, representation_weight=1.0),
     Stage("polish", "task", share=0.1, learning_rate=2e-4, hard_label_weight=0.5),
 )
-
-
-@dataclass
-class Compressed:
-    """What [`compress`] made.
-
-    Attributes:
-        student: The trained student.
-        processing_class: What it reads with: a tokenizer with fewer tokens, or the teacher's image processor.
-        task: What the data was taken for.
-        folder: Where student and processing class are, for `from_pretrained` and `pipeline`.
-    """
-
-    student: PreTrainedModel
-    processing_class: Any
-    task: Task
-    folder: Path
 
 
 def compress(
@@ -107,14 +88,11 @@ def compress(
         made.student, made.folder
         ```
     """
-    limits = {"compression": compression, "max_parameters": max_parameters, "max_mb": max_mb}
-    if student is None and not any(value is not None for value in limits.values()):
-        limits["compression"] = 10.0
     job = Job(
-        teacher, processing_class, train_dataset, Path(output_dir),
-        Task.of(teacher, train_dataset, input_columns, label_column),
-        limits, student, vocabulary_size, unlabelled, exclude, augmented_rows, training_rows, tuple(stages),
-        max_length, min_confidence, Path(answers_dir or Path(output_dir) / "answers"), dict(arguments or {}), seed,
+        teacher, processing_class, train_dataset, output_dir, stages, training_rows,
+        compression=compression, max_parameters=max_parameters, max_mb=max_mb, student=student,
+        vocabulary_size=vocabulary_size, unlabelled=unlabelled, exclude=exclude, augmented_rows=augmented_rows,
+        input_columns=input_columns, label_column=label_column, max_length=max_length, min_confidence=min_confidence,
+        answers_dir=answers_dir, arguments=arguments, seed=seed,
     )  # fmt: skip
-    made, reader = job.run()
-    return Compressed(made, reader, job.task, job.folder / "student")
+    return job.run()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,32 @@ from hf_distill.students.budget import parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers import OnlineTeacher
 from hf_distill.teachers.loading import has_fast_bf16
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.transfer.build import build_transfer_set
 from hf_distill.transfer.judged import JudgedRows, Judgement, judge, word_ids
 from hf_distill.transfer.views import ImageRows
 
-
 # Batches of like lengths; older releases call it otherwise.
 _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
 LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
+
+
+@dataclass
+class Compressed:
+    """What [`compress`] made.
+
+    Attributes:
+        student: The trained student.
+        processing_class: What it reads with: a tokenizer with fewer tokens, or the teacher's image processor.
+        task: What the data was taken for.
+        folder: Where student and processing class are, for `from_pretrained` and `pipeline`.
+    """
+
+    student: PreTrainedModel
+    processing_class: Any
+    task: Task
+    folder: Path
 
 
 @dataclass
@@ -39,32 +57,47 @@ class Job:
 
     teacher: PreTrainedModel
     processing_class: Any
-    dataset: Dataset
-    folder: Path
-    task: Task
-    limits: dict[str, Any]
-    own_student: PreTrainedModel | None
-    vocabulary_size: int | None
-    unlabelled: Any
-    exclude: Any
-    augmented_rows: int | None
+    train_dataset: Dataset
+    output_dir: str | Path
+    stages: Sequence[Stage]
     training_rows: int
-    stages: tuple[Stage, ...]
-    max_length: int | None
-    min_confidence: float
-    answers_dir: Path
-    arguments: dict[str, Any]
-    seed: int
+    compression: float | None = None
+    max_parameters: int | None = None
+    max_mb: float | None = None
+    student: PreTrainedModel | None = None
+    vocabulary_size: int | None = None
+    unlabelled: Any = ()
+    exclude: Any = ()
+    augmented_rows: int | None = None
+    input_columns: Sequence[str] | str | None = None
+    label_column: str | None = None
+    max_length: int | None = None
+    min_confidence: float = 0.0
+    answers_dir: str | Path | None = None
+    arguments: Mapping[str, Any] | None = None
+    seed: int = 0
 
-    def run(self) -> tuple[PreTrainedModel, Any]:
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output_dir)
+        self.answers_dir = Path(self.answers_dir or self.folder / "answers")
+        self.task = Task.of(self.teacher, self.train_dataset, self.input_columns, self.label_column)
+        self.limits: dict[str, Any] = {
+            "compression": self.compression, "max_parameters": self.max_parameters, "max_mb": self.max_mb,
+        }  # fmt: skip
+        if self.student is None and not any(value is not None for value in self.limits.values()):
+            self.limits["compression"] = 10.0
+        like_lengths = {} if self.task.kind == "image" else LIKE_LENGTHS
+        self.stage_arguments = {**like_lengths, **(self.arguments or {})}
+
+    def run(self) -> Compressed:
         """Everything, in order; student and processing class are then in `folder/student`."""
         self._check()
         print(f"Task: {self.task}")
         tokenizer, student = self.start()
         settings: dict[str, Any] = {
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
-            "labels": content_of(self.dataset, [self.task.label]) if self.task.label else None,
-            "training_rows": self.training_rows, "arguments": self.arguments, "seed": self.seed,
+            "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
+            "training_rows": self.training_rows, "arguments": self.stage_arguments, "seed": self.seed,
             "min_confidence": self.min_confidence, "max_length": self.max_length,
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
@@ -74,14 +107,28 @@ class Job:
                 stage, student, partial(self.rows, stage, tokenizer), self.losses(stage),
                 folder=self.folder / stage.name, settings=settings,
                 training_rows=round(stage.share * self.training_rows),
-                arguments={**({} if self.task.kind == "image" else LIKE_LENGTHS), **self.arguments},
+                arguments=self.stage_arguments,
                 data_collator=collator, seed=self.seed,
             )  # fmt: skip
         target = self.folder / "student"
         student.eval().save_pretrained(target)
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
-        return student, tokenizer
+        return Compressed(student, tokenizer, self.task, target)
+
+    def trial(self, rows: int = 64) -> tuple[DistillationTrainer, PreTrainedModel]:
+        """A trainer for the last stage on the first rows alone, and its student: to see that everything fits."""
+        tokenizer, student = self.start()
+        number = min(rows, len(self.train_dataset))
+        few = replace(self, train_dataset=self.train_dataset.select(range(number)))
+        args = DistillationTrainingArguments(**{
+            "output_dir": str(self.folder / "trial"), "report_to": "none", "per_device_train_batch_size": 8,
+            **self.stage_arguments,
+        })  # fmt: skip
+        stage, collator = self.stages[-1], self.task.collator(tokenizer)
+        return DistillationTrainer(
+            student, args, collator, few.rows(stage, tokenizer), losses=few.losses(stage)
+        ), student
 
     # ---- The student before training ----
 
@@ -90,7 +137,7 @@ class Job:
         folder, settings = self.folder / "start", self._start_settings()
         if is_done(folder, settings):
             tokenizer = None if self.task.kind == "image" else AutoTokenizer.from_pretrained(folder)
-            return tokenizer or self.processing_class, type(self.own_student or self.teacher).from_pretrained(folder)
+            return tokenizer or self.processing_class, type(self.student or self.teacher).from_pretrained(folder)
         begin(folder, settings)
         set_seed(self.seed)  # for the part of a student that has random weights
         tokenizer, student = self._make()
@@ -101,18 +148,18 @@ class Job:
         return tokenizer, type(student).from_pretrained(folder)
 
     def _start_settings(self) -> dict[str, Any]:
-        rows = self.dataset if self.task.kind == "image" else self.transfer
+        rows = self.train_dataset if self.task.kind == "image" else self.transfer
         return {
             "teacher": OnlineTeacher(self.teacher).fingerprint(), "limits": self.limits,
-            "student": None if self.own_student is None else OnlineTeacher(self.own_student).fingerprint(),
+            "student": None if self.student is None else OnlineTeacher(self.student).fingerprint(),
             "data": content_of(rows, self.task.inputs), "vocabulary_size": self.vocabulary_size,
         }  # fmt: skip
 
     def _make(self) -> tuple[Any, PreTrainedModel]:
-        if self.own_student is not None:
-            return self.processing_class, copy.deepcopy(self.own_student)
+        if self.student is not None:
+            return self.processing_class, copy.deepcopy(self.student)
         if self.task.kind == "image":
-            calibration = [self.batch(range(k, k + 16)) for k in range(0, min(64, len(self.dataset) - 15), 16)]
+            calibration = [self.batch(range(k, k + 16)) for k in range(0, min(64, len(self.train_dataset) - 15), 16)]
             return self.processing_class, create_student(self.teacher, calibration=calibration, **self.limits)
         budget = parameter_budget(self.teacher, **self.limits)
         size = self.vocabulary_size or round(10_000 * ((budget or 0) / 2.3e6) ** 0.35)
@@ -135,24 +182,26 @@ class Job:
     def transfer(self) -> Dataset:
         """The transfer set, without labels."""
         return build_transfer_set(
-            self.dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
+            self.train_dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
             augmented_rows=self.augmented_rows,
         )  # fmt: skip
 
     @cached_property
     def views(self) -> ImageRows:
         """Of images: as they are, then their views."""
-        number = min(5 * len(self.dataset), 200_000) if self.augmented_rows is None else self.augmented_rows
-        return ImageRows(self.task, self.dataset, self.processing_class, 1 + -(-number // len(self.dataset)))
+        rows = len(self.train_dataset)
+        number = min(5 * rows, 200_000) if self.augmented_rows is None else self.augmented_rows
+        return ImageRows(self.task, self.train_dataset, self.processing_class, views=1 + -(-number // rows))
 
     def rows(self, stage: Stage, tokenizer: Any) -> JudgedRows:
         """What a stage learns from: the student's encoding and the teacher's answers."""
         labelled = stage.data == "task"
         if self.task.kind == "image":
-            images: Any = self.views if not labelled else ImageRows(self.task, self.dataset, self.processing_class)
+            plain = ImageRows(self.task, self.train_dataset, self.processing_class)
+            images = plain if labelled else self.views
             judgement = self.judged(images)
             return JudgedRows(images, judgement, self.confident(judgement, labelled))
-        data = self.dataset if labelled else self.transfer
+        data = self.train_dataset if labelled else self.transfer
         judgement = self.judged(self.encoded(data, self.processing_class, labels=False))
         words = None
         if self.task.kind == "words":
@@ -193,7 +242,7 @@ class Job:
     def needs(self) -> Needs:
         """What the teacher is asked for: logits, and its final states where they say what the head reads."""
         with_states = any(stage.representation_weight for stage in self.stages) and has_readable_states(
-            self.teacher, self.task, self.batch(range(min(4, len(self.dataset))))
+            self.teacher, self.task, self.batch(range(min(4, len(self.train_dataset))))
         )
         last = number_of_layers(self.teacher)
         return Needs(logits=True, hidden_states=(last,) if with_states and last else ())
@@ -214,7 +263,7 @@ class Job:
 
     def batch(self, rows: Iterable[int]) -> dict[str, Any]:
         """Some task rows as the teacher reads them."""
-        some = self.dataset.select(list(rows))
+        some = self.train_dataset.select(list(rows))
         if self.task.kind == "image":
             features: list[Any] = [{"pixel_values": row["pixel_values"]}
                                    for row in map(ImageRows(self.task, some, self.processing_class).__getitem__,
@@ -228,6 +277,6 @@ class Job:
             raise ValueError(f"training_rows must be at least 1, got {self.training_rows}.")
         if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
             raise ValueError(
-                f"No column of {self.dataset.column_names} holds labels, which a stage learns from. Name it: "
+                f"No column of {self.train_dataset.column_names} holds labels, which a stage learns from. Name it: "
                 "label_column=..., or leave that stage out."
             )
