@@ -1,0 +1,94 @@
+"""A dataset by its name, file or folder, in three splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from hf_distill.cli.errors import UserError
+
+_LOADERS = {
+    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
+}  # fmt: skip
+_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+_VALIDATION = ("validation", "valid", "dev", "val")
+
+
+def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, list[str]]:
+    """`train`, `validation` and `test` of a dataset, and what a reader must know of how they came to be.
+
+    A tenth of `train` (1,000 rows at most) is held out where validation is missing, and validation is the test where
+    that is missing or has no labels. The rows are drawn with a fixed seed.
+
+    Args:
+        source: A name on the Hub; a csv, tsv, json, jsonl or parquet file; a folder that `save_to_disk` wrote, of such
+            files, or of images in one folder a class.
+        config: The configuration of a dataset with several.
+
+    Raises:
+        UserError: If there is no such dataset, or a split is empty.
+    """
+    found = _load(source, config)
+    splits = {"train": found} if isinstance(found, Dataset) else dict(found)
+    notes: list[str] = []
+    if "train" not in splits:
+        raise UserError(f"{source} has the splits {', '.join(splits)}, but none called train.")
+    validation = next((splits[name] for name in _VALIDATION if name in splits), None)
+    test = splits.get("test")
+    if test is not None and _unlabelled(test):
+        notes.append("the test split has no labels, so it is left out")
+        test = None
+    for name, part in (("train", splits["train"]), ("validation", validation), ("test", test)):
+        if part is not None and not len(part):
+            raise UserError(f"The {name} split of {source} is empty.")
+    train = splits["train"]
+    if test is None and validation is not None:
+        notes.append("there is no labelled test split, so validation is the test")
+        test, validation = validation, None
+    if test is None:
+        train, test = _held_out(train, "test", notes)
+    if validation is None:
+        train, validation = _held_out(train, "validation", notes)
+    return DatasetDict({"train": train, "validation": validation, "test": test}), notes
+
+
+def _load(source: str, config: str | None) -> Dataset | DatasetDict:
+    path = Path(source)
+    try:
+        if path.is_file():
+            if path.suffix not in _LOADERS:
+                raise UserError(f"{source} is no file of a known kind. Give {', '.join(_LOADERS)}.")
+            more = {"sep": "\t"} if path.suffix == ".tsv" else {}
+            return load_dataset(_LOADERS[path.suffix], data_files={"train": str(path)}, **more)
+        if path.is_dir():
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                return load_from_disk(source)
+            images = any(file.suffix.lower() in _IMAGES for file in path.rglob("*"))
+            return load_dataset("imagefolder", data_dir=source) if images else load_dataset(source, config)
+        if path.suffix in _LOADERS:
+            raise UserError(f"There is no file {source}.")
+        return load_dataset(source, config)
+    except UserError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The dataset {source} cannot be loaded ({type(error).__name__}: {first}).") from error
+
+
+def _unlabelled(part: Dataset) -> bool:
+    """Whether a split hides its labels behind -1, as GLUE's do."""
+    for name in ("label", "labels"):
+        if name in part.column_names and len(part):
+            values = part[:100][name]
+            return all(isinstance(value, int) and value < 0 for value in values)
+    return False
+
+
+def _held_out(train: Dataset, name: str, notes: list[str]) -> tuple[Dataset, Dataset]:
+    number = min(1000, len(train) // 10)
+    if not number:
+        raise UserError(f"There are {len(train)} training rows, too few to hold out a tenth as {name}.")
+    parts = train.train_test_split(number, seed=0)
+    notes.append(f"there is no {name} split, so {number:,} rows of train are held out")
+    return parts["train"], parts["test"]

@@ -1,0 +1,116 @@
+"""The command line: our own flags, and every field of `DistillationTrainingArguments`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_distill.cli.errors import UserError
+from hf_distill.recipes import STAGES, Stage
+from hf_distill.training_args import LOSS_FIELDS, DistillationTrainingArguments
+
+COMMANDS = ("run", "check", "student", "cache", "report", "export")
+# Settings of the losses that the recipe's stages have too.
+_OF_STAGES = ("temperature", "soft_target_weight", "hard_label_weight", "hidden_state_weight")
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Flags:
+    """What to make of which teacher and data."""
+
+    teacher: str | None = _flag(None, "Name or folder of a fine-tuned classifier of texts, words or images.")
+    dataset: str | None = _flag(None, "Name on the Hub, csv / json / parquet file, or folder (also of images).")
+    output_dir: str = _flag("hf_distill_out", "Where everything goes; run again, what is there is used again.")
+    dataset_config: str | None = _flag(None, "Configuration of a dataset that has several.")
+    input_columns: str | None = _flag(None, "Column to read, or two with a comma; told by name and type if unset.")
+    label_column: str | None = _flag(None, "Column of labels; told by name and type if unset.")
+    compression: float | None = _flag(None, "How many times smaller the student shall be; 10 if nothing is given.")
+    max_parameters: int | None = _flag(None, "The most parameters of the student instead.")
+    max_mb: float | None = _flag(None, "The most MB of the student's weights instead.")
+    vocabulary_size: int | None = _flag(None, "The most tokens of the student; by its size if unset.")
+    unlabelled: str | None = _flag(None, "A text file with more texts to learn from, one a line.")
+    augmented_rows: int | None = _flag(None, "New texts or views to make of the training rows.")
+    training_rows: int = _flag(400_000, "Rows that the student sees.")
+    max_length: int | None = _flag(None, "Tokens that are read of a text.")
+    baseline: bool = _flag(True, "Also train the same student without a teacher, to tell what the teacher gave.")
+    export: bool = _flag(False, "Also write the student as ONNX, in float32 and int8 (extra: export).")
+    figures: bool | None = _flag(None, "Draw the report's pictures (extra: reports); unset: if matplotlib is there.")
+    student: str | None = _flag(None, "For the sub-commands report and export: the student's folder.")
+    seed: int = _flag(0, "Of everything that is drawn.")
+    json: bool = _flag(False, "Print one JSON object instead of tables.")
+
+
+def parse(argv: list[str]) -> tuple[str, Flags, dict[str, Any]]:
+    """The command, our flags, and the fields of `DistillationTrainingArguments` that were given.
+
+    `--config FILE.yaml` holds flags by name; those of the command line win.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    command = argv[0] if argv and argv[0] in COMMANDS else "run"
+    rest = argv[1:] if argv and argv[0] in COMMANDS else list(argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, rest = first.parse_known_args(rest)
+    ours = HfArgumentParser(
+        Flags, prog="hf-distill", allow_abbrev=False, formatter_class=argparse.HelpFormatter,
+        usage="hf-distill [run|check|student|cache|report|export] --teacher NAME_OR_FOLDER --dataset NAME_OR_FILE ...",
+        description="Distil a teacher into a small student. DistillationTrainingArguments' fields are flags too.",
+    )  # fmt: skip
+    namespace, rest = ours.parse_known_args([*_from_file(known.config), *rest])
+    flags = Flags(**{f.name: getattr(namespace, f.name) for f in fields(Flags)})
+    return command, flags, _given(rest)
+
+
+def _from_file(config: str | None) -> list[str]:
+    if config is None:
+        return []
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {config} cannot be read ({type(error).__name__}: {error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {config} must hold flags as `name: value` lines.")
+    return [part for name, value in content.items() for part in (f"--{name}", str(value))]
+
+
+def _given(rest: list[str]) -> dict[str, Any]:
+    """The trainer's arguments that the command line names, and no defaults."""
+    parser = HfArgumentParser(DistillationTrainingArguments, prog="hf-distill", allow_abbrev=False)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return vars(parser.parse_args(rest))
+
+
+def stages_of(given: dict[str, Any]) -> tuple[tuple[Stage, ...], dict[str, Any]]:
+    """The recipe's stages with the settings of losses that were given, and the arguments that are left.
+
+    Raises:
+        UserError: If a setting has no place in the recipe.
+    """
+    arguments = {name: value for name, value in given.items() if name not in LOSS_FIELDS}
+    settings = {name: value for name, value in given.items() if name in LOSS_FIELDS}
+    foreign = sorted(set(settings) - set(_OF_STAGES))
+    if foreign:
+        raise UserError(
+            f"--{foreign[0]} has no place in the recipe. Leave it out, or write a script with DistillationTrainer."
+        )
+    stages = []
+    for stage in STAGES:
+        changes = {name: value for name, value in settings.items() if name in ("temperature", "soft_target_weight")}
+        if stage.data == "task" and "hard_label_weight" in settings:
+            changes["hard_label_weight"] = settings["hard_label_weight"]
+        if stage.data == "transfer" and "hidden_state_weight" in settings:
+            changes["representation_weight"] = settings["hidden_state_weight"]
+        stages.append(replace(stage, **changes))
+    return tuple(stages), arguments
