@@ -100,7 +100,10 @@ def _markdown_table(table: Table) -> str:
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(table.columns))]
     right = [table.numbers and column > 0 for column in range(len(widths))]
     lines = [
-        [cell.rjust(width) if is_right else cell.ljust(width) for cell, width, is_right in zip(row, widths, right)]
+        [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        ]
         for row in cells
     ]
     rule = [
@@ -110,9 +113,9 @@ def _markdown_table(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What Markdown would take for markup, as itself.
+    r"""What Markdown would take for markup, as itself.
 
     >>> print(_escaped("a|b <i>*x*</i>"))
-    a\\|b \\<i\\>\\*x\\*\\</i\\>
+    a\|b \<i\>\*x\*\</i\>
     """
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

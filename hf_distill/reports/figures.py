@@ -32,16 +32,15 @@ SHOWN_CLASSES, ANNOTATED_CLASSES = 20, 10
 
 def size_quality(models: Sequence[ModelResult], metric: str) -> Figure | None:
     """Parameters against the metric, with the spread over seeds; `None` where fewer than two models were sized."""
-    sized = [model for model in models if model.cost and model.cost.parameters]
+    sized = [(model, model.cost.parameters) for model in models if model.cost and model.cost.parameters]
     if len(sized) < 2:
         return None
     figure, axes = _figure(3.3, "Size against quality")
     factor = 100.0 if called(metric).endswith("%") else 1.0
     points = []
-    for model in sized:
+    for model, size in sized:
         values = [factor * value for value in model.metrics[metric]]
-        assert model.cost is not None and model.cost.parameters is not None
-        points.append((model.cost.parameters, fmean(values), stdev(values) if len(values) > 1 else 0.0, model))
+        points.append((size, fmean(values), stdev(values) if len(values) > 1 else 0.0, model))
     for size, mean, deviation, model in points:
         axes.errorbar(size, mean, deviation or None, fmt="o", ms=8, capsize=4, color=COLOURS[model.role])
     for (size, mean, _, model), shift in zip(points, _apart([mean for _, mean, *_ in points]), strict=True):

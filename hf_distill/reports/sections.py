@@ -96,7 +96,7 @@ def _highlights(report: DistillationReport) -> Iterator[tuple[str, str]]:
         yield f"{100 * fmean(student.fidelity['retention']):.1f} %", f"of the teacher's {report.metric.name} kept"
     if report.gain is not None:
         value = report.gain.mean
-        sign = "+" if value > 0 else "−" if value < 0 else ""
+        sign = "+" if value > 0 else "-" if value < 0 else ""
         yield sign + _difference(report, abs(value)), "against the same student without a teacher"
     if student.cost is None or teacher.cost is None:
         return
@@ -196,8 +196,8 @@ def _dark_knowledge(report: DistillationReport) -> Section | None:
     if not report.dark_knowledge:
         return None
     text = [
-        f"The models' answers at temperature {report.temperature:g}. What the teacher gives to wrong classes tells the "
-        "student which of them look alike; a label cannot. "
+        f"The models' answers at temperature {report.temperature:g}. What the teacher gives to wrong classes tells "
+        "the student which of them look alike; a label cannot. "
         + ("The rows were asked for." if report.chosen_rows else "The rows are those where a right teacher says most.")
     ]
     return Section("Dark knowledge", text, _answers(report.dark_knowledge), figures=["dark_knowledge"])
@@ -256,8 +256,8 @@ def _training(report: DistillationReport) -> Section | None:
         text.append("Every term of the objective as it was logged, and the evaluations.")
     if report.layer_similarity is not None:
         text.append(
-            "Layer similarity is debiased linear CKA of the hidden states of student and teacher, at most 1; layer 0 is "
-            "the embedding output. The numbers are in report.json."
+            "Layer similarity is debiased linear CKA of the hidden states of student and teacher, at most 1; layer 0 "
+            "is the embedding output. The numbers are in report.json."
         )
     names = [f"curves_{index}" for index in range(len(report.curves))]
     return Section("Training and layers", text, figures=[*names, "layer_similarity"])

@@ -1,4 +1,4 @@
-"""Dark knowledge: what a teacher's soft answers say beyond the right class, and how much of it a student has taken up."""
+"""Dark knowledge: what a teacher's soft answers say beyond the right class, and how much of it students absorb."""
 
 from __future__ import annotations
 

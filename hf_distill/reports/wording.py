@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-UNKNOWN = "–"
+UNKNOWN = "-"
 
 # Key -> what the table calls it, and whether it is a share that is written in per cent.
 MEASURES: dict[str, tuple[str, bool]] = {
@@ -47,7 +47,7 @@ def spread(values: Sequence[float], percent: bool = False) -> str:
     """The mean, with the standard deviation over seeds where there are several.
 
     >>> spread([0.78, 0.80], percent=True), spread([0.12345]), spread([])
-    ('79.0 ± 1.4', '0.123', '–')
+    ('79.0 ± 1.4', '0.123', '-')
     """
     known = [value for value in values if math.isfinite(value)]
     if not known or len(known) < len(values):  # a mean over some of the seeds would be another number
@@ -66,7 +66,7 @@ def number(value: float | None, digits: int = 0) -> str:
     """A number with a comma at the thousands.
 
     >>> number(22713986), number(8.651912, 1), number(None)
-    ('22,713,986', '8.7', '–')
+    ('22,713,986', '8.7', '-')
     """
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
