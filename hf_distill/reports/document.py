@@ -97,19 +97,13 @@ def html(document: Document, pictures: dict[str, Picture]) -> str:
 
 def _markdown_table(table: Table) -> str:
     cells = [[_escaped(cell) for cell in row] for row in (table.columns, *table.rows)]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(table.columns))]
-    right = [table.numbers and column > 0 for column in range(len(widths))]
-    lines = [
-        [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(row, widths, right, strict=True)
-        ]
-        for row in cells
-    ]
-    rule = [
-        "-" * (w - 1) + ":" if is_right else ":" + "-" * (w - 1) for w, is_right in zip(widths, right, strict=True)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+    columns = []
+    for index, column in enumerate(zip(*cells, strict=True)):
+        width, right = max(3, *map(len, column)), table.numbers and index > 0
+        rule = "-" * (width - 1) + ":" if right else ":" + "-" * (width - 1)
+        heading, *rest = (cell.rjust(width) if right else cell.ljust(width) for cell in column)
+        columns.append([heading, rule, *rest])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
 def _escaped(text: str) -> str:
