@@ -110,6 +110,6 @@ def _escaped(text: str) -> str:
     r"""What Markdown would take for markup, as itself.
 
     >>> print(_escaped("a|b <i>*x*</i>"))
-    a\|b \<i\>\*x\*\</i\>
+    a\|b \<i>\*x\*\</i>
     """
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]|]|<(?=[A-Za-z/!?]))", r"\\\1", " ".join(text.split()))

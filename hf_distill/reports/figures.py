@@ -25,7 +25,7 @@ WIDTH = 5.0  # inches
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = {"teacher": "#4d4d4d", "student": "#0072B2", "baseline": "#E69F00", "other": "#009E73"}
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#9a8c00")
-ANSWERS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9a8c00")
+ANSWERS = (*LINES[:6], "#9a8c00", "#7a5195", "#8c564b", "#4d4d4d")
 REST = "#e3e6ea"
 SHOWN_CLASSES, ANNOTATED_CLASSES = 20, 10
 
@@ -48,6 +48,9 @@ def size_quality(models: Sequence[ModelResult], metric: str) -> Figure | None:
         axes.annotate(model.name, (size, mean), (-10 if right else 10, shift), textcoords="offset points",
                       ha="right" if right else "left", va="center", fontsize=9, color=COLOURS[model.role])  # fmt: skip
     axes.set_xscale("log")
+    ticks = _spread_out([size for size, *_ in points])
+    axes.set_xticks(ticks, [_compact(size) for size in ticks])
+    axes.minorticks_off()
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("parameters")
     axes.set_ylabel(called(metric))
@@ -102,7 +105,7 @@ def class_retention(models: Sequence[ModelResult], names: Sequence[str], counts:
     return figure
 
 
-def dark_knowledge(examples: Sequence[Example], roles: Mapping[str, str], temperature: float) -> Figure | None:
+def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | None:
     """The models' soft answers to a few rows, as bars with words."""
     if not examples:
         return None
@@ -110,30 +113,36 @@ def dark_knowledge(examples: Sequence[Example], roles: Mapping[str, str], temper
     lines = len(models) + 1.5
     at = "" if temperature == 1 else f" (temperature {temperature:g})"
     figure, axes = _figure(0.5 + 0.2 * lines * len(examples), f"Dark knowledge{at}")
+    every = list(dict.fromkeys(name for example in examples for name in example.classes))
     for index, example in enumerate(examples):
         top = index * lines
+        # One colour for a class in the whole figure, as long as there are enough colours.
+        known = every if len(every) <= len(ANSWERS) else example.classes
+        colours = dict(zip(known, _repeated(ANSWERS, len(known)), strict=True))
         axes.text(0, top, shortened(example.text, 62), fontsize=8.5, fontweight="bold", va="center")
         for row, (name, answer) in enumerate(example.answers.items(), start=1):
             y, left = top + row, 0.36
-            axes.text(0, y, name, fontsize=8, va="center", color=COLOURS[roles[name]])
-            for part, colour in zip(answer, _repeated(ANSWERS, len(answer)), strict=True):
-                axes.barh(y, 0.22 * part, 0.7, left=left, color=colour)
+            axes.text(0, y, name, fontsize=8, va="center", color="#5a6875")
+            for part, class_name in zip(answer, example.classes, strict=True):
+                axes.barh(y, 0.22 * part, 0.7, left=left, color=colours[class_name])
                 left += 0.22 * part
             axes.barh(y, max(0.0, 0.58 - left), 0.7, left=left, color=REST)
-            _words(axes, 0.6, y, example, answer)
+            _words(axes, 0.6, y, example, answer, colours)
     axes.set_xlim(0, 1.12)
     axes.set_ylim(len(examples) * lines - 0.7, -0.8)
     axes.axis("off")
     return figure
 
 
-def _words(axes: Axes, x: float, y: float, example: Example, answer: Sequence[float]) -> None:
+def _words(
+    axes: Axes, x: float, y: float, example: Example, answer: Sequence[float], colours: Mapping[str, str]
+) -> None:
     """The three likeliest classes, each in its bar's colour; one after the other, as wide as they turn out."""
     ranked = sorted(range(len(answer)), key=lambda i: -answer[i])[:3]
     before: Any = None
     for i in ranked:
         said = f"{share(answer[i])} {shortened(example.classes[i], 14)}"
-        style = {"fontsize": 7.5, "va": "center", "color": ANSWERS[i % len(ANSWERS)]}
+        style = {"fontsize": 7.5, "va": "center", "color": colours[example.classes[i]]}
         if before is None:
             before = axes.annotate(said, (x, y), **style)
         else:
@@ -249,6 +258,27 @@ def _apart(heights: Sequence[float], least: float = 14.0) -> list[float]:
         place = max(places[i], last + least)
         shifts[i], last = place - places[i], place
     return shifts
+
+
+def _spread_out(sizes: Sequence[float], least: float = 1.3) -> list[float]:
+    """Those that are far enough apart for a label each, on a logarithmic axis."""
+    kept: list[float] = []
+    for size in sorted(sizes):
+        if not kept or size > least * kept[-1]:
+            kept.append(size)
+    return kept
+
+
+def _compact(size: float) -> str:
+    """A number of parameters in three digits.
+
+    >>> _compact(22713986), _compact(2160962), _compact(650), _compact(7e9)
+    ('22.7 M', '2.16 M', '650', '7 B')
+    """
+    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if size >= unit:
+            return f"{size / unit:.3g}{name}"
+    return f"{size:.0f}"
 
 
 def _repeated(colours: Sequence[str], count: int) -> list[str]:

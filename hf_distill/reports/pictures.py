@@ -50,7 +50,7 @@ def drawn(report: DistillationReport) -> Iterator[tuple[str, str, Figure]]:
     ]
     if report.class_names:
         bars = figures.class_retention(report.models, report.class_names, report.class_counts)
-        answers = figures.dark_knowledge(report.dark_knowledge, roles, report.temperature)
+        answers = figures.dark_knowledge(report.dark_knowledge, report.temperature)
         found += [("class_retention", "Retention per class", bars), ("dark_knowledge", "Soft answers", answers)]
     if similarity is not None:
         found.append(("class_similarity", "Classes that look alike", figures.class_similarity(similarity)))

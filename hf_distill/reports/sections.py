@@ -16,18 +16,22 @@ from hf_distill.reports.wording import (
     UNKNOWN,
     called,
     measured,
+    megabytes,
     number,
     share,
     shortened,
     soft_answer,
     spread,
     times,
+    told,
 )
 
 if TYPE_CHECKING:
     from hf_distill.reports.report import DistillationReport
 
 SHOWN_CLASSES = 20
+DOUBTFUL = 1.25  # times of the same shape that differ by more than this
+STALLED = 1.5  # mean by median of the passes' times
 
 
 def document(report: DistillationReport) -> Document:
@@ -50,14 +54,15 @@ def document(report: DistillationReport) -> Document:
 def _kept(report: DistillationReport) -> str:
     """The one sentence."""
     student, teacher, metric = report.student, report.teacher, report.metric
-    ours, theirs = (measured(metric.name, model.metrics[metric.name]) for model in (student, teacher))
-    name = called(metric.name)
+    ours = told(metric.name, student.metrics[metric.name])
+    theirs = measured(metric.name, teacher.metrics[metric.name])
     kept = spread(student.fidelity["retention"], percent=True)
-    sentence = f"The distilled student reaches {name} {ours}, the teacher {theirs}: it keeps {kept} %"
+    unit = " %" if called(metric.name).endswith("%") else ""
+    sentence = f"The distilled student reaches {ours}, the teacher {theirs}{unit}: it keeps {kept} %"
     above = student.fidelity.get("retention_above_chance", [math.nan])
     if metric.chance is not None and math.isfinite(fmean(above)):
         chance = measured(metric.name, [metric.chance])
-        sentence += f", and {spread(above, percent=True)} % of the lead over chance ({chance})"
+        sentence += f", and {spread(above, percent=True)} % of the lead over chance ({chance}{unit})"
     return sentence + "."
 
 
@@ -65,8 +70,8 @@ def _gained(report: DistillationReport) -> Iterator[str]:
     if report.baseline is None or report.gain is None:
         yield "There is no student without a teacher to compare with, so this report cannot say what the teacher gave."
         return
-    gain, name = report.gain, called(report.metric.name)
-    theirs = measured(report.metric.name, report.baseline.metrics[report.metric.name])
+    gain = report.gain
+    theirs = told(report.metric.name, report.baseline.metrics[report.metric.name])
     errors = []
     if gain.row_error is not None:
         errors.append(f"{_difference(report, gain.row_error)} over the test rows")
@@ -74,7 +79,7 @@ def _gained(report: DistillationReport) -> Iterator[str]:
         errors.append(f"{_difference(report, gain.seed_error)} over seeds")
     size = _difference(report, abs(gain.mean))
     says = f"is {'better' if gain.mean > 0 else 'worse'} by {size}" if gain.mean else "is as good"
-    sentence = f"The same student without a teacher reaches {name} {theirs}: the distilled one {says}"
+    sentence = f"The same student without a teacher reaches {theirs}: the distilled one {says}"
     if errors:
         verdict = (
             "more than twice that, so it is clear" if gain.is_clear else "less than twice that, so it is not clear"
@@ -141,8 +146,8 @@ def _costs(report: DistillationReport) -> Section | None:
         return None
     rows = [
         ["parameters", *(number(cost.parameters) if cost else UNKNOWN for cost in costs)],
-        ["weights on disk, MB", *(number(cost.disk_mb, 1) if cost else UNKNOWN for cost in costs)],
-        ["peak memory, MB", *(number(cost.peak_memory_mb, 1) if cost else UNKNOWN for cost in costs)],
+        ["weights on disk, MB", *(megabytes(cost.disk_mb) if cost else UNKNOWN for cost in costs)],
+        ["peak memory, MB", *(megabytes(cost.peak_memory_mb) if cost else UNKNOWN for cost in costs)],
     ]
     sizes = sorted({size for cost in costs if cost for size in cost.latency})
     for size in sizes:
@@ -153,7 +158,7 @@ def _costs(report: DistillationReport) -> Section | None:
             [f"rows a second at batch {size}", *(number(t.rows_per_second, 0) if t else UNKNOWN for t in timed)],
         ]
     rows = [row for row in rows if set(row[1:]) != {UNKNOWN}]
-    text = [_how_timed([t for cost in costs if cost for t in cost.latency.values()])]
+    text = [_how_timed([t for cost in costs if cost for t in cost.latency.values()]), *_doubts(report)]
     table = Table(["", *(model.name for model in report.models)], rows)
     return Section("Size and speed", [line for line in text if line], table, figures=["size_quality"])
 
@@ -165,6 +170,27 @@ def _how_timed(timed: Sequence[Latency]) -> str:
     runs = sorted({t.runs for t in timed})
     times_run = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     return f"Measured on {'; '.join(ways)}: single forward passes, {times_run} of them, preparing the inputs left out."
+
+
+def _doubts(report: DistillationReport) -> Iterator[str]:
+    """Two students of one size must take one time: where they do not, none of the times can be trusted."""
+    ours, theirs = report.student.cost, report.baseline.cost if report.baseline else None
+    timed = [(size, t) for model in report.models if model.cost for size, t in model.cost.latency.items()]
+    stalls = max((1e3 * size / t.rows_per_second / t.p50_ms for size, t in timed), default=1.0)
+    if stalls > STALLED:
+        yield (
+            f"The mean time of a pass is up to {stalls:.1f} times the median: the machine was busy with something "
+            "else now and then. Believe p50 more than p95 and rows a second, or measure again on an idle one."
+        )
+    if ours is None or theirs is None or not ours.parameters or ours.parameters != theirs.parameters:
+        return
+    factors = [ours.latency[size].p50_ms / theirs.latency[size].p50_ms for size in {*ours.latency} & {*theirs.latency}]
+    worst = max((max(factor, 1 / factor) for factor in factors), default=1.0)
+    if worst > DOUBTFUL:
+        yield (
+            f"The two students have one size, yet their times differ by a factor of {worst:.1f}: the machine was busy "
+            "with something else, and these times are not to be trusted. Measure again on an idle one."
+        )
 
 
 def _classes(report: DistillationReport) -> Section | None:

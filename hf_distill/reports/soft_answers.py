@@ -14,7 +14,7 @@ from hf_distill.reports.quality import pearson
 
 MAX_CLASSES = 2000  # a map has the square of this many numbers
 SHOWN_CLASSES, SHOWN_PAIRS = 20, 10
-CLEAR_ANSWER = 0.5  # the least probability of a teacher's answer that serves as an example
+CLEAR_ANSWER = 0.7  # the least probability, at temperature 1, of a teacher's answer that serves as an example
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Example:
     Attributes:
         text: What the row says.
         label: What is right, a class name or a number.
-        classes: The classes that matter here, the teacher's likeliest first; empty for regression.
+        classes: The right one and every model's three likeliest, in the teacher's order; empty for regression.
         answers: Model -> probabilities of these classes; its number for regression.
     """
 
@@ -67,8 +67,8 @@ def examples(
             continue
         soft = {name: (logits / temperature).softmax(-1) for name, logits in at.items()}
         teacher = next(iter(soft.values()))
-        mattering = {*teacher.topk(min(3, len(teacher))).indices.tolist(), int(label)}
-        mattering |= {int(answer.argmax()) for answer in soft.values()}
+        top = (answer.topk(min(3, len(answer))).indices.tolist() for answer in soft.values())
+        mattering = {int(label)}.union(*top)
         kept = sorted(mattering, key=lambda index: -teacher[index].item())
         answers = {name: answer[kept].tolist() for name, answer in soft.items()}
         names = tuple(rows.class_names[index] for index in kept)
@@ -77,14 +77,14 @@ def examples(
 
 
 def telling_positions(rows: TestRows, teacher: Tensor, temperature: float, count: int) -> list[int]:
-    """Rows whose soft answers say most: the teacher is right, gives its answer at least one half, and is otherwise as
+    """Rows whose soft answers say most: the teacher is right, gives its answer 70 % or more, and is otherwise as
     undecided as possible. One for each class first, then a second. Shape: (N, V) -> count.
     """
     if rows.is_regression:
         return []
-    softened = by_chunk(lambda part: (part / temperature).softmax(-1).amax(-1), teacher)
+    confidence = by_chunk(lambda part: part.softmax(-1).amax(-1), teacher)
     entropy = by_chunk(lambda part: torch.distributions.Categorical(logits=part / temperature).entropy(), teacher)
-    fit = (teacher.argmax(-1) == rows.labels) & (softened >= CLEAR_ANSWER)
+    fit = (teacher.argmax(-1) == rows.labels) & (confidence >= CLEAR_ANSWER)
     ranked = [i for i in entropy.argsort(descending=True, stable=True).tolist() if fit[i]]
     turn: dict[int, int] = {}
     order = []
@@ -130,8 +130,9 @@ def class_similarity(
     off = ~torch.eye(len(seen), dtype=torch.bool)
     absorbed = {name: [pearson(each[off], whole[off]) for each in several] for name, several in maps.items()}
     every = {teacher_name: whole, **{name: several[0] for name, several in maps.items()}}
-    ranked = whole.masked_fill(~off, -1).flatten().argsort(descending=True, stable=True)[: SHOWN_CLASSES**2]
-    pairs = [(int(i) // len(seen), int(i) % len(seen)) for i in ranked[: len(seen) * (len(seen) - 1)]]
+    count = min(SHOWN_CLASSES**2, len(seen) * (len(seen) - 1))
+    ranked = whole.masked_fill(~off, -1).flatten().topk(count).indices.tolist()
+    pairs = [divmod(index, len(seen)) for index in ranked]
     shown = _shown(pairs, len(seen))
     names = [rows.class_names[index] for index in seen.tolist()]
     told = [

@@ -62,6 +62,18 @@ def measured(key: str, values: Sequence[float]) -> str:
     return spread(values, percent=key in MEASURES and MEASURES[key][1])
 
 
+def told(key: str, values: Sequence[float]) -> str:
+    """A measure in a sentence.
+
+    >>> told("accuracy", [0.847]), told("mse", [0.123])
+    ('84.7 % accuracy', 'a mean squared error of 0.123')
+    """
+    name = called(key)
+    if name.endswith(" %"):
+        return f"{measured(key, values)} % {name.removesuffix(' %')}"
+    return f"a {name} of {measured(key, values)}"
+
+
 def number(value: float | None, digits: int = 0) -> str:
     """A number with a comma at the thousands.
 
@@ -69,6 +81,15 @@ def number(value: float | None, digits: int = 0) -> str:
     ('22,713,986', '8.7', '-')
     """
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def megabytes(value: float | None) -> str:
+    """A size, with more places where it is small.
+
+    >>> megabytes(90.868), megabytes(0.0024)
+    ('90.9', '0.002')
+    """
+    return number(value, 3 if value is not None and value < 1 else 1)
 
 
 def times(factor: float) -> str:
