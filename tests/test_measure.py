@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_distill.reports.measure import count_parameters, disk_megabytes, measure_latency
+from hf_distill.reports.measure import count_parameters, disk_megabytes, measure_cost, measure_latency
+from hf_distill.reports.memory import peak_memory_megabytes
 
 
 class Recorder(nn.Module):
@@ -57,7 +58,7 @@ def test_latency_takes_the_inputs_in_turn_in_eval_mode_on_the_asked_threads():
     assert [call[0] for call in model.calls] == [1, 3, 1, 3, 1, 3]
     assert all(call[1:] == (False, 2, True) for call in model.calls)
     assert (latency.runs, latency.threads, latency.device) == (4, 2, "cpu")
-    assert 0 < latency.p50_ms <= latency.p90_ms
+    assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p95_ms
 
 
 def test_latency_is_in_milliseconds():
@@ -93,3 +94,61 @@ def test_impossible_numbers_are_refused(numbers):
 def test_no_inputs_are_refused():
     with pytest.raises(ValueError, match="at least one batch"):
         measure_latency(Recorder(), [])
+
+
+def test_throughput_counts_the_rows_of_ragged_batches():
+    latency = measure_latency(Recorder(0.01), [{"x": torch.ones(1, 2)}, {"x": torch.ones(3, 2)}], runs=2, warmup=0)
+    assert 4 / 0.2 < latency.rows_per_second <= 4 / 0.02
+
+
+def test_any_callable_can_be_timed():
+    latency = measure_latency(lambda x: x + 1, [{"x": torch.ones(2, 2)}], runs=3, warmup=0)
+    assert latency.device == "cpu"
+
+
+class Peak(nn.Module):
+    """Holds 100 numbers; at most 10 + 1,000 + 10,000 of a pass at once, the inputs included."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(10, 10))
+        self.tied = self.weight
+
+    def forward(self, x):
+        first = x.repeat(100)  # 1,000
+        second = first.repeat(10)  # 10,000
+        del first
+        third = second[:10].view(2, 5) * 1  # a view takes nothing, its product 10
+        del second
+        return third.repeat(100, 1).add_(1)  # 1,000
+
+
+def test_peak_memory_is_what_is_alive_at_once():
+    model, x = Peak().train(), torch.ones(10)
+    numbers = 100 + 10 + 1_000 + 10_000
+    assert peak_memory_megabytes(model, {"x": x}) == pytest.approx(4 * numbers / 1e6)
+    assert model.training
+
+
+def test_cost_is_measured_at_every_batch_size_and_the_rows_start_over(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(2_000_000))
+    rows = [{"x": torch.full((2,), float(i)), "labels": torch.tensor(0)} for i in range(5)]
+    seen = []
+
+    def collate(part):
+        seen.append([int(row["x"][0]) for row in part])
+        return {name: torch.stack([row[name] for row in part]) for name in part[0]}
+
+    model = Recorder()
+    cost = measure_cost(model, rows, collate, folder=tmp_path, batch_sizes=(1, 8), runs=6, warmup=1, threads=1)
+    assert seen[:5] == [[0], [1], [2], [3], [4]]
+    assert seen[5] == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert {call[0] for call in model.calls} == {1, 8}
+    assert (cost.parameters, cost.disk_mb) == (6, 2.0)
+    assert cost.peak_memory_mb == pytest.approx(4 * (6 + 8 * 2 + 8 * 2) / 1e6)
+    assert [latency.runs for latency in cost.latency.values()] == [6, 6]
+
+
+def test_cost_without_rows_is_refused():
+    with pytest.raises(ValueError, match="needs rows and batch sizes"):
+        measure_cost(Recorder(), [], lambda part: {})

@@ -1,0 +1,1 @@
+"""The `evaluate` module `expected_calibration_error`."""

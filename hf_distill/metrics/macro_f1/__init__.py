@@ -1,0 +1,1 @@
+"""The `evaluate` module `macro_f1`."""

@@ -1,0 +1,285 @@
+"""The report's pictures, drawn with matplotlib (`pip install 'hf_distill[reports]'`); each function gives one figure.
+
+All are made for a column as wide as a phone: five inches, few words. Nothing global is touched: no pyplot, no style.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.reports.curves import Curve
+from hf_distill.reports.quality import ModelResult
+from hf_distill.reports.soft_answers import ClassSimilarity, Example
+from hf_distill.reports.wording import called, share, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hf_distill.reports.report import LayerSimilarity
+
+WIDTH = 5.0  # inches
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+COLOURS = {"teacher": "#4d4d4d", "student": "#0072B2", "baseline": "#E69F00", "other": "#009E73"}
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#9a8c00")
+ANSWERS = (*LINES[:6], "#9a8c00", "#7a5195", "#8c564b", "#4d4d4d")
+REST = "#e3e6ea"
+SHOWN_CLASSES, ANNOTATED_CLASSES = 20, 10
+
+
+def size_quality(models: Sequence[ModelResult], metric: str) -> Figure | None:
+    """Parameters against the metric, with the spread over seeds; `None` where fewer than two models were sized."""
+    sized = [(model, model.cost.parameters) for model in models if model.cost and model.cost.parameters]
+    if len(sized) < 2:
+        return None
+    figure, axes = _figure(3.3, "Size against quality")
+    factor = 100.0 if called(metric).endswith("%") else 1.0
+    points = []
+    for model, size in sized:
+        values = [factor * value for value in model.metrics[metric]]
+        points.append((size, fmean(values), stdev(values) if len(values) > 1 else 0.0, model))
+    for size, mean, deviation, model in points:
+        axes.errorbar(size, mean, deviation or None, fmt="o", ms=8, capsize=4, color=COLOURS[model.role])
+    for (size, mean, _, model), shift in zip(points, _apart([mean for _, mean, *_ in points]), strict=True):
+        right = size > math.sqrt(min(p[0] for p in points) * max(p[0] for p in points))
+        axes.annotate(model.name, (size, mean), (-10 if right else 10, shift), textcoords="offset points",
+                      ha="right" if right else "left", va="center", fontsize=9, color=COLOURS[model.role])  # fmt: skip
+    axes.set_xscale("log")
+    ticks = _spread_out([size for size, *_ in points])
+    axes.set_xticks(ticks, [_compact(size) for size in ticks])
+    axes.minorticks_off()
+    axes.margins(x=0.15, y=0.25)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel(called(metric))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def learning_curves(curves: Mapping[str, Curve], name: str) -> Figure | None:
+    """What the trainer logged: training terms, evaluated terms, other evaluations, one above the other."""
+    groups = {
+        "while training": [key for key in curves if not key.startswith("eval_")],
+        "evaluated": [key for key in curves if key.startswith("eval_") and key.endswith("_loss")],
+        "evaluated: metrics": [key for key in curves if key.startswith("eval_") and not key.endswith("_loss")],
+    }
+    groups = {title: keys for title, keys in groups.items() if keys}
+    if not groups:
+        return None
+    figure, axes = _figure(0.5 + 2.1 * len(groups), f"Learning curves: {name}", rows=len(groups))
+    for axis, (title, keys) in zip(axes, groups.items(), strict=True):
+        for key, colour in zip(keys, _repeated(LINES, len(keys)), strict=True):
+            steps, values = zip(*curves[key], strict=True)
+            marker = "o" if len(steps) <= 30 else ""
+            axis.plot(steps, values, marker=marker, ms=3, color=colour, label=key.removeprefix("eval_"))
+        axis.set_title(title, fontsize=9, loc="left", color="#5a6875")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    axes[-1].set_xlabel("step")
+    return figure
+
+
+def class_retention(models: Sequence[ModelResult], names: Sequence[str], counts: Sequence[int]) -> Figure | None:
+    """Each class's accuracy divided by the teacher's, for the classes where the student keeps least."""
+    teacher, student = models[0], models[1]
+    shown = [i for i, count in enumerate(counts) if count and teacher.class_accuracy[i] > 0]
+    kept = {i: student.class_accuracy[i] / teacher.class_accuracy[i] for i in shown}
+    lowest = sorted(shown, key=lambda i: (kept[i], i))[:SHOWN_CLASSES]
+    if not lowest:
+        return None
+    pair = [model for model in models if model.role in ("student", "baseline")]
+    title = "Retention per class" + (f", the lowest {len(lowest)} of {len(shown)}" if len(shown) > len(lowest) else "")
+    figure, axes = _figure(1.1 + 0.32 * max(2, len(lowest)), title)
+    height = 0.8 / len(pair)
+    for turn, model in enumerate(pair):
+        values = [100 * model.class_accuracy[i] / teacher.class_accuracy[i] for i in lowest]
+        places = [row + (turn - (len(pair) - 1) / 2) * height for row in range(len(lowest))]
+        axes.barh(places, values, height, color=COLOURS[model.role], label=model.name)
+    axes.axvline(100, color=COLOURS["teacher"], lw=1, ls="--")
+    axes.set_yticks(range(len(lowest)), [shortened(names[i], 22) for i in lowest])
+    axes.invert_yaxis()
+    axes.set_xlabel("% of the teacher's accuracy")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    return figure
+
+
+def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | None:
+    """The models' soft answers to a few rows, as bars with words."""
+    if not examples:
+        return None
+    models = list(examples[0].answers)
+    lines = len(models) + 1.5
+    at = "" if temperature == 1 else f" (temperature {temperature:g})"
+    figure, axes = _figure(0.5 + 0.2 * lines * len(examples), f"Dark knowledge{at}")
+    every = list(dict.fromkeys(name for example in examples for name in example.classes))
+    for index, example in enumerate(examples):
+        top = index * lines
+        # One colour for a class in the whole figure, as long as there are enough colours.
+        known = every if len(every) <= len(ANSWERS) else example.classes
+        colours = dict(zip(known, _repeated(ANSWERS, len(known)), strict=True))
+        axes.text(0, top, shortened(example.text, 62), fontsize=8.5, fontweight="bold", va="center")
+        for row, (name, answer) in enumerate(example.answers.items(), start=1):
+            y, left = top + row, 0.36
+            axes.text(0, y, name, fontsize=8, va="center", color="#5a6875")
+            for part, class_name in zip(answer, example.classes, strict=True):
+                axes.barh(y, 0.22 * part, 0.7, left=left, color=colours[class_name])
+                left += 0.22 * part
+            axes.barh(y, max(0.0, 0.58 - left), 0.7, left=left, color=REST)
+            _words(axes, 0.6, y, example, answer, colours)
+    axes.set_xlim(0, 1.12)
+    axes.set_ylim(len(examples) * lines - 0.7, -0.8)
+    axes.axis("off")
+    return figure
+
+
+def _words(
+    axes: Axes, x: float, y: float, example: Example, answer: Sequence[float], colours: Mapping[str, str]
+) -> None:
+    """The three likeliest classes, each in its bar's colour; one after the other, as wide as they turn out."""
+    ranked = sorted(range(len(answer)), key=lambda i: -answer[i])[:3]
+    before: Any = None
+    for i in ranked:
+        said = f"{share(answer[i])} {shortened(example.classes[i], 14)}"
+        style = {"fontsize": 7.5, "va": "center", "color": colours[example.classes[i]]}
+        if before is None:
+            before = axes.annotate(said, (x, y), **style)
+        else:
+            before = axes.annotate(said, (1, 0.5), (4, 0), xycoords=before, textcoords="offset points", **style)
+
+
+def class_similarity(similarity: ClassSimilarity) -> Figure:
+    """The teacher's mean answer to each class, off the diagonal."""
+    from matplotlib.colors import LogNorm
+
+    name, classes = next(iter(similarity.maps)), similarity.classes
+    values = similarity.maps[name]
+    off = [[math.nan if i == j else 100 * v for j, v in enumerate(row)] for i, row in enumerate(values)]
+    known = [v for row in off for v in row if v > 0]
+    figure, axes = _figure(1.2 + 0.36 * max(5, min(len(classes), 12)), "Classes that look alike to the teacher")
+    low, high = max(min(known, default=1.0), max(known, default=1.0) / 1e3), max(known, default=1.0)
+    image = axes.imshow(off, cmap="Blues", norm=LogNorm(low * 0.999, high * 1.001), aspect="auto")
+    _class_ticks(axes, classes, classes)
+    if len(classes) <= ANNOTATED_CLASSES:
+        for i, row in enumerate(off):
+            for j, value in enumerate(row):
+                if i != j and value >= 0.05:
+                    dark = math.log(max(value, low) / low) > 0.6 * math.log(high / low + 1e-9)
+                    axes.text(j, i, f"{value:.1f}" if value < 9.95 else f"{value:.0f}", ha="center", va="center",
+                              fontsize=7, color="white" if dark else "#1c2733")  # fmt: skip
+    axes.set_facecolor("#f0f0f0")
+    axes.set_ylabel("rows of")
+    axes.set_xlabel("mean probability of")
+    _colour_bar(figure, image, axes, "%")
+    return figure
+
+
+def absorbed(similarity: ClassSimilarity, roles: Mapping[str, str]) -> Figure | None:
+    """Each pair of classes: the student's mean probability against the teacher's."""
+    teacher, *students = similarity.maps
+    if not students:
+        return None
+    figure, axes = _figure(3.1, "How much of it each student has absorbed", columns=len(students))
+    indices = [(i, j) for i in range(len(similarity.classes)) for j in range(len(similarity.classes)) if i != j]
+    taught = [100 * similarity.maps[teacher][i][j] for i, j in indices]
+    least = max(taught) / 1e4
+    for axis, name in zip(axes, students, strict=True):
+        own = [100 * similarity.maps[name][i][j] for i, j in indices]
+        ends = [max(least, min(*taught, *own)), max(*taught, *own)]
+        axis.plot(ends, ends, color="#9aa5b1", lw=1, ls="--")
+        axis.scatter([max(v, least) for v in taught], [max(v, least) for v in own], s=9, alpha=0.6,
+                     color=COLOURS[roles[name]], linewidths=0)  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(f"{name}\ncorrelation {fmean(similarity.absorbed[name]):.2f}", fontsize=8.5)
+        axis.set_xlabel("teacher %", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("student %", fontsize=9)
+    return figure
+
+
+def layer_similarity(layers: LayerSimilarity) -> Figure:
+    """CKA of every two layers, the proposed pairs framed."""
+    from matplotlib.patches import Rectangle
+
+    values = layers.similarity
+    rows, columns = len(values), len(values[0])
+    figure, axes = _figure(1.4 + 0.33 * max(4, min(rows, 14)), "Layer similarity (CKA)")
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower")
+    axes.set_xticks(range(0, columns, 1 + columns // 14))
+    axes.set_yticks(range(0, rows, 1 + rows // 14))
+    if rows * columns <= 100:
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                          color="white" if value < 0.6 else "#1c2733")  # fmt: skip
+    for student, teacher in layers.pairs.items():
+        axes.add_patch(Rectangle((teacher - 0.5, student - 0.5), 1, 1, fill=False, edgecolor="#D55E00", lw=2.5))
+    axes.set_xlabel("teacher layer (framed: proposed pairs)")
+    axes.set_ylabel("student layer")
+    _colour_bar(figure, image, axes, "")
+    return figure
+
+
+def _figure(height: float, title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8.5)
+    figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.01, ha="left")
+    return figure, axes[0, 0] if rows == columns == 1 else list(axes.flat)
+
+
+def _class_ticks(axes: Axes, below: Sequence[str], left: Sequence[str]) -> None:
+    size = 8.5 if len(below) <= 12 else 7
+    turned = max(map(len, below)) > 3
+    axes.set_xticks(range(len(below)), [shortened(name, 14) for name in below], fontsize=size,
+                    rotation=90 if turned else 0)  # fmt: skip
+    axes.set_yticks(range(len(left)), [shortened(name, 14) for name in left], fontsize=size)
+
+
+def _colour_bar(figure: Figure, image: Any, axes: Axes, unit: str) -> None:
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.set_title(unit, fontsize=8)
+
+
+def _apart(heights: Sequence[float], least: float = 14.0) -> list[float]:
+    """Vertical shifts in points, so that labels of nearly equal heights do not lie on each other."""
+    span = (max(heights) - min(heights)) or 1.0
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    places = {i: 120.0 * (heights[i] - min(heights)) / span for i in order}  # a point of the plot is 120 high or so
+    shifts, last = [0.0] * len(heights), -math.inf
+    for i in order:
+        place = max(places[i], last + least)
+        shifts[i], last = place - places[i], place
+    return shifts
+
+
+def _spread_out(sizes: Sequence[float], least: float = 1.3) -> list[float]:
+    """Those that are far enough apart for a label each, on a logarithmic axis."""
+    kept: list[float] = []
+    for size in sorted(sizes):
+        if not kept or size > least * kept[-1]:
+            kept.append(size)
+    return kept
+
+
+def _compact(size: float) -> str:
+    """A number of parameters in three digits.
+
+    >>> _compact(22713986), _compact(2160962), _compact(650), _compact(7e9)
+    ('22.7 M', '2.16 M', '650', '7 B')
+    """
+    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if size >= unit:
+            return f"{size / unit:.3g}{name}"
+    return f"{size:.0f}"
+
+
+def _repeated(colours: Sequence[str], count: int) -> list[str]:
+    return [colours[i % len(colours)] for i in range(count)]

@@ -1,0 +1,37 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def as_json(content: Any) -> str:
+    """Indented JSON; refuses NaN, which other readers do not know."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_together(folder: Path, contents: Mapping[str, str]) -> dict[str, Path]:
+    """Write text files beside their final places, and rename them once all are written.
+
+    Args:
+        folder: Made if it is missing.
+        contents: File name -> text.
+
+    Raises:
+        OSError: If one cannot be written; the others are then as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        for name, text in contents.items():
+            with (Path(unfinished) / name).open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in contents:
+            (Path(unfinished) / name).replace(folder / name)
+    return {name: folder / name for name in contents}

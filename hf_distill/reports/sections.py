@@ -1,0 +1,304 @@
+"""What the report says, in order: the short answer first, then every number, then the examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from hf_distill.reports.document import Document, Section, Table
+from hf_distill.reports.measure import Latency
+from hf_distill.reports.quality import ModelResult
+from hf_distill.reports.soft_answers import Example
+from hf_distill.reports.wording import (
+    MEANINGS,
+    UNKNOWN,
+    called,
+    measured,
+    megabytes,
+    number,
+    share,
+    shortened,
+    soft_answer,
+    spread,
+    times,
+    told,
+)
+
+if TYPE_CHECKING:
+    from hf_distill.reports.report import DistillationReport
+
+SHOWN_CLASSES = 20
+DOUBTFUL = 1.25  # times of the same shape that differ by more than this
+STALLED = 1.5  # mean by median of the passes' times
+
+
+def document(report: DistillationReport) -> Document:
+    """The report as headings, sentences and tables."""
+    sections = [
+        _quality(report),
+        _costs(report),
+        _classes(report),
+        _dark_knowledge(report),
+        _similarity(report),
+        _mistakes(report),
+        _training(report),
+        _conditions(report),
+        _meanings(report),
+    ]
+    lead = [_kept(report), *_gained(report)]
+    return Document(report.title, lead, list(_highlights(report)), [s for s in sections if s is not None])
+
+
+def _kept(report: DistillationReport) -> str:
+    """The one sentence."""
+    student, teacher, metric = report.student, report.teacher, report.metric
+    ours = told(metric.name, student.metrics[metric.name])
+    theirs = measured(metric.name, teacher.metrics[metric.name])
+    kept = spread(student.fidelity["retention"], percent=True)
+    unit = " %" if called(metric.name).endswith("%") else ""
+    sentence = f"The distilled student reaches {ours}, the teacher {theirs}{unit}: it keeps {kept} %"
+    above = student.fidelity.get("retention_above_chance", [math.nan])
+    if metric.chance is not None and math.isfinite(fmean(above)):
+        chance = measured(metric.name, [metric.chance])
+        sentence += f", and {spread(above, percent=True)} % of the lead over chance ({chance}{unit})"
+    return sentence + "."
+
+
+def _gained(report: DistillationReport) -> Iterator[str]:
+    if report.baseline is None or report.gain is None:
+        yield "There is no student without a teacher to compare with, so this report cannot say what the teacher gave."
+        return
+    gain = report.gain
+    theirs = told(report.metric.name, report.baseline.metrics[report.metric.name])
+    errors = []
+    if gain.row_error is not None:
+        errors.append(f"{_difference(report, gain.row_error)} over the test rows")
+    if gain.seed_error is not None:
+        errors.append(f"{_difference(report, gain.seed_error)} over seeds")
+    size = _difference(report, abs(gain.mean))
+    says = f"is {'better' if gain.mean > 0 else 'worse'} by {size}" if gain.mean else "is as good"
+    sentence = f"The same student without a teacher reaches {theirs}: the distilled one {says}"
+    if errors:
+        verdict = (
+            "more than twice that, so it is clear" if gain.is_clear else "less than twice that, so it is not clear"
+        )
+        sentence += f" (standard error {', '.join(errors)}; the difference is {verdict})"
+    yield sentence + "."
+    if gain.seed_error is None:
+        yield "One seed on either side: another seed may move either number."
+
+
+def _difference(report: DistillationReport, value: float) -> str:
+    percent = called(report.metric.name).endswith("%")
+    return f"{100 * value:.2f} points" if percent else f"{value:.3g}"
+
+
+def _highlights(report: DistillationReport) -> Iterator[tuple[str, str]]:
+    student, teacher = report.student, report.teacher
+    if math.isfinite(fmean(student.fidelity["retention"])):
+        yield f"{100 * fmean(student.fidelity['retention']):.1f} %", f"of the teacher's {report.metric.name} kept"
+    if report.gain is not None:
+        value = report.gain.mean
+        sign = "+" if value > 0 else "-" if value < 0 else ""
+        yield sign + _difference(report, abs(value)), "against the same student without a teacher"
+    if student.cost is None or teacher.cost is None:
+        return
+    if student.cost.parameters and teacher.cost.parameters:
+        factor = teacher.cost.parameters / student.cost.parameters
+        yield times(factor), "fewer parameters" if factor >= 1 else "the teacher's parameters, inverted"
+    for size in sorted(set(student.cost.latency) & set(teacher.cost.latency))[:1]:
+        factor = teacher.cost.latency[size].p50_ms / student.cost.latency[size].p50_ms
+        yield times(factor), f"as fast at batch {size}"
+
+
+def _quality(report: DistillationReport) -> Section:
+    rows = []
+    for key in _keys(report):
+        values = [{**model.metrics, **model.fidelity}.get(key, []) for model in report.models]
+        rows.append([called(key), *(measured(key, value) for value in values)])
+    several = max(model.seeds for model in report.models)
+    text = [f"On {_judged(report)}, which every model answered."]
+    if several > 1:
+        counts = ", ".join(f"{model.name} {model.seeds}" for model in report.models)
+        text.append(f"Mean ± standard deviation over seeds: {counts}.")
+    table = Table(["", *(model.name for model in report.models)], rows)
+    return Section("Quality and fidelity", text, table)
+
+
+def _keys(report: DistillationReport) -> list[str]:
+    """Every measure that a model has: the task's, then retention and the like, calibration last."""
+    metrics = [key for model in report.models for key in model.metrics]
+    metrics.sort(key=lambda key: key != report.metric.name)
+    kept = [key for model in report.models for key in model.fidelity]
+    ordered = dict.fromkeys([*(key for key in metrics if key != "ece"), *kept, *metrics])
+    return list(ordered)
+
+
+def _judged(report: DistillationReport) -> str:
+    return f"{number(report.judged)} {'tokens' if report.by_token else 'rows'} of the test data"
+
+
+def _costs(report: DistillationReport) -> Section | None:
+    costs = [model.cost for model in report.models]
+    if not any(costs):
+        return None
+    rows = [
+        ["parameters", *(number(cost.parameters) if cost else UNKNOWN for cost in costs)],
+        ["weights on disk, MB", *(megabytes(cost.disk_mb) if cost else UNKNOWN for cost in costs)],
+        ["peak memory, MB", *(megabytes(cost.peak_memory_mb) if cost else UNKNOWN for cost in costs)],
+    ]
+    sizes = sorted({size for cost in costs if cost for size in cost.latency})
+    for size in sizes:
+        timed = [cost.latency.get(size) if cost else None for cost in costs]
+        rows += [
+            [f"p50 at batch {size}, ms", *(number(t.p50_ms, 2) if t else UNKNOWN for t in timed)],
+            [f"p95 at batch {size}, ms", *(number(t.p95_ms, 2) if t else UNKNOWN for t in timed)],
+            [f"rows a second at batch {size}", *(number(t.rows_per_second, 0) if t else UNKNOWN for t in timed)],
+        ]
+    rows = [row for row in rows if set(row[1:]) != {UNKNOWN}]
+    text = [_how_timed([t for cost in costs if cost for t in cost.latency.values()]), *_doubts(report)]
+    table = Table(["", *(model.name for model in report.models)], rows)
+    return Section("Size and speed", [line for line in text if line], table, figures=["size_quality"])
+
+
+def _how_timed(timed: Sequence[Latency]) -> str:
+    if not timed:
+        return ""
+    ways = sorted({f"{t.device}, {t.threads} thread{'s' if t.threads > 1 else ''}" for t in timed})
+    runs = sorted({t.runs for t in timed})
+    times_run = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+    return f"Measured on {'; '.join(ways)}: single forward passes, {times_run} of them, preparing the inputs left out."
+
+
+def _doubts(report: DistillationReport) -> Iterator[str]:
+    """Two students of one size must take one time: where they do not, none of the times can be trusted."""
+    ours, theirs = report.student.cost, report.baseline.cost if report.baseline else None
+    timed = [(size, t) for model in report.models if model.cost for size, t in model.cost.latency.items()]
+    stalls = max((1e3 * size / t.rows_per_second / t.p50_ms for size, t in timed), default=1.0)
+    if stalls > STALLED:
+        yield (
+            f"The mean time of a pass is up to {stalls:.1f} times the median: the machine was busy with something "
+            "else now and then. Believe p50 more than p95 and rows a second, or measure again on an idle one."
+        )
+    if ours is None or theirs is None or not ours.parameters or ours.parameters != theirs.parameters:
+        return
+    factors = [ours.latency[size].p50_ms / theirs.latency[size].p50_ms for size in {*ours.latency} & {*theirs.latency}]
+    worst = max((max(factor, 1 / factor) for factor in factors), default=1.0)
+    if worst > DOUBTFUL:
+        yield (
+            f"The two students have one size, yet their times differ by a factor of {worst:.1f}: the machine was busy "
+            "with something else, and these times are not to be trusted. Measure again on an idle one."
+        )
+
+
+def _classes(report: DistillationReport) -> Section | None:
+    if not report.class_names:
+        return None
+    models = [model for model in report.models if model.class_accuracy]
+    seen = [index for index, count in enumerate(report.class_counts) if count]
+    lost = {index: report.teacher.class_accuracy[index] - report.student.class_accuracy[index] for index in seen}
+    shown = sorted(seen, key=lambda index: (-lost[index], index))[:SHOWN_CLASSES]
+    rows = [
+        [report.class_names[index], number(report.class_counts[index]), *_class_cells(models, index)]
+        for index in (shown if len(seen) > SHOWN_CLASSES else seen)
+    ]
+    text = ["Share of right answers among the rows of each class, in per cent."]
+    if len(seen) > SHOWN_CLASSES:
+        text.append(
+            f"The {SHOWN_CLASSES} of {len(seen)} classes where the student loses most; all are in report.json."
+        )
+    unit = "tokens" if report.by_token else "rows"
+    table = Table(["class", unit, *(model.name for model in models)], rows)
+    return Section("Accuracy per class", text, table, figures=["class_retention"])
+
+
+def _class_cells(models: Sequence[ModelResult], index: int) -> list[str]:
+    return [spread([model.class_accuracy[index]], percent=True) for model in models]
+
+
+def _dark_knowledge(report: DistillationReport) -> Section | None:
+    if not report.dark_knowledge:
+        return None
+    text = [
+        f"The models' answers at temperature {report.temperature:g}. What the teacher gives to wrong classes tells "
+        "the student which of them look alike; a label cannot. "
+        + ("The rows were asked for." if report.chosen_rows else "The rows are those where a right teacher says most.")
+    ]
+    return Section("Dark knowledge", text, _answers(report.dark_knowledge), figures=["dark_knowledge"])
+
+
+def _answers(examples: Sequence[Example]) -> Table:
+    names = list(examples[0].answers)
+    rows = []
+    for example in examples:
+        said = [
+            soft_answer(example.classes, answer) if example.classes else f"{answer[0]:.4g}"
+            for answer in example.answers.values()
+        ]
+        rows.append([shortened(example.text), example.label, *said])
+    return Table(["input", "right", *names], rows, numbers=False)
+
+
+def _similarity(report: DistillationReport) -> Section | None:
+    similarity = report.class_similarity
+    if similarity is None:
+        return None
+    told = "; ".join(f"{name} {spread(values)}" for name, values in similarity.absorbed.items())
+    text = [
+        f"The mean answer to the rows of each class, at temperature {similarity.temperature:g}: which classes look "
+        "alike to the teacher. What a student has taken up of it is the correlation of its map with the teacher's off "
+        f"the diagonal: {told}. A student that never saw the teacher finds some of it in the data; the difference is "
+        "the teacher's.",
+        "The pairs that the teacher finds most alike, with the mean probability of the second class:",
+    ]
+    names = list(similarity.maps)
+    rows = [
+        [f"{right} → {other}", *(share(values[name]) for name in names)] for right, other, values in similarity.pairs
+    ]
+    return Section(
+        "Class similarity",
+        text,
+        Table(["rows of → taken for", *names], rows),
+        figures=["class_similarity", "absorbed"],
+    )
+
+
+def _mistakes(report: DistillationReport) -> Section | None:
+    title = "Where the student errs and the teacher does not"
+    if not report.mistakes:
+        return Section(title, ["There is no such row."])
+    order = "the largest excess of its error" if not report.class_names else "the largest KL to the teacher"
+    text = [f"{len(report.mistakes)} of {number(report.mistake_count)}, {order} first."]
+    return Section(title, text, _answers(report.mistakes))
+
+
+def _training(report: DistillationReport) -> Section | None:
+    if not report.curves and report.layer_similarity is None:
+        return None
+    text = []
+    if report.curves:
+        text.append("Every term of the objective as it was logged, and the evaluations.")
+    if report.layer_similarity is not None:
+        text.append(
+            "Layer similarity is debiased linear CKA of the hidden states of student and teacher, at most 1; layer 0 "
+            "is the embedding output. The numbers are in report.json."
+        )
+    names = [f"curves_{index}" for index in range(len(report.curves))]
+    return Section("Training and layers", text, figures=[*names, "layer_similarity"])
+
+
+def _conditions(report: DistillationReport) -> Section | None:
+    if not report.environment and not report.notes:
+        return None
+    rows = [[name, value] for name, value in report.environment.items()]
+    return Section("Conditions", report.notes, Table(["", "version or value"], rows, numbers=False) if rows else None)
+
+
+def _meanings(report: DistillationReport) -> Section:
+    terms = [(called(key), MEANINGS[key]) for key in _keys(report) if key in MEANINGS]
+    if any(model.cost and model.cost.peak_memory_mb for model in report.models):
+        meaning = "weights, inputs and the most that one forward pass of the largest batch holds at once; the process "
+        terms.append(("peak memory", meaning + "and its libraries come on top."))
+    return Section("What the numbers mean", terms=terms)
