@@ -155,7 +155,7 @@ def card_changes(job: Job) -> dict[str, Any]:
     """What the card says that the trainer does not know: the teacher's logits came to it as a column."""
     if job.teacher is None:
         origin = source_of(AutoConfig.from_pretrained(minilm_folder()), "all-MiniLM-L6-v2, fine-tuned")
-        teacher, base = replace(origin, revision=f"weights with sha256 {MINILM_SHA256}"), [MINILM_HUB_NAME]
+        teacher, base = replace(origin, revision=f"sha256:{MINILM_SHA256}"), [MINILM_HUB_NAME]
         data = "10,605 rated sentences of film reviews (vaderSentiment 3.3.2, MIT)"
     else:
         teacher, base = source_of(AutoConfig.from_pretrained(job.teacher), f"{job.teacher}, fine-tuned"), []

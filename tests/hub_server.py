@@ -65,7 +65,7 @@ def etag(path, content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     def __init__(self, status, code="", message=""):
         self.status, self.code, self.message = status, code, message
 
@@ -83,13 +83,13 @@ class Hub:
     def repo(self, name, authorised):
         repo = self.repos.get(name)
         if repo is None or (repo.private and not authorised):
-            raise Refused(401 if not authorised else 404, "RepoNotFound", "Repository not found")
+            raise RefusedError(401 if not authorised else 404, "RepoNotFound", "Repository not found")
         return repo
 
     def commit_of(self, name, revision, authorised):
         commit = self.repo(name, authorised).at(unquote(revision))
         if commit is None:
-            raise Refused(404, "RevisionNotFound", "Invalid rev id")
+            raise RefusedError(404, "RevisionNotFound", "Invalid rev id")
         return commit
 
 
@@ -160,7 +160,7 @@ def lfs_batch(hub, request, name):
 def lfs_put(hub, request, oid):
     content = request.body()
     if hashlib.sha256(content).hexdigest() != oid:
-        raise Refused(400, message="content and oid differ")
+        raise RefusedError(400, message="content and oid differ")
     hub.large[oid] = content
     return {}
 
@@ -180,7 +180,7 @@ def commit(hub, request, name, revision):
         elif item["key"] == "deletedFile":
             changes[value["path"]] = None
         else:
-            raise Refused(400, message=f"unknown operation {item['key']}")
+            raise RefusedError(400, message=f"unknown operation {item['key']}")
     oid = repo.commit(message, changes)
     return {"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}", "hookOutput": ""}
 
@@ -208,7 +208,7 @@ def tree(hub, request, name, revision, folder):
     under = f"{unquote(folder)}/" if folder else ""
     files = {path: content for path, content in found.files.items() if path.startswith(under)}
     if under and not files:
-        raise Refused(404, "EntryNotFound", "no such folder")
+        raise RefusedError(404, "EntryNotFound", "no such folder")
     return [{"type": "file", "path": p, "size": len(c), "oid": etag(p, c)} for p, c in files.items()]
 
 
@@ -223,7 +223,7 @@ def info(hub, request, name, revision):
 def resolve(hub, request, name, revision, path):
     found, path = hub.commit_of(name, revision, request.authorised), unquote(path)
     if path not in found.files:
-        raise Refused(404, "EntryNotFound", "Entry not found")
+        raise RefusedError(404, "EntryNotFound", "Entry not found")
     return found.files[path], {"X-Repo-Commit": found.oid, "ETag": f'"{etag(path, found.files[path])}"'}
 
 
@@ -248,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.requests.append(f"{self.command} {self.path}")
             try:
                 self.reply(*self.find(method, path))
-            except Refused as refused:
+            except RefusedError as refused:
                 headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
                 self.reply(refused.status, {"error": refused.message}, headers)
 
@@ -258,12 +258,12 @@ class Handler(BaseHTTPRequestHandler):
         for asked, pattern, write, handler in ROUTES:
             if asked == method and (match := pattern.fullmatch(path)):
                 if write and not self.authorised:
-                    raise Refused(401, message="Invalid username or password.")
+                    raise RefusedError(401, message="Invalid username or password.")
                 result = handler(self.hub, self, *match.groups())
                 if isinstance(result, tuple) and isinstance(result[0], bytes):
                     return 200, *result
                 return result if isinstance(result, tuple) else (200, result)
-        raise Refused(404, message=f"{method} {path} is not spoken here")
+        raise RefusedError(404, message=f"{method} {path} is not spoken here")
 
     def reply(self, status, content, headers=None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()

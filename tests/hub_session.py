@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.testing import tiny_task
 
-TOKEN = os.environ["HF_TOKEN"]
+TOKEN = os.environ.get("HF_TOKEN", "")
 TEXTS = ["word1 word2 word3", "word9"]
 
 
@@ -31,8 +31,8 @@ def trainer(name, **settings):
     task = tiny_task("single_label")
     task.teacher.config._name_or_path = "someone/teacher"
     args = DistillationTrainingArguments(
-        name, use_cpu=True, report_to="none", disable_tqdm=True, max_steps=4, save_steps=2, per_device_train_batch_size=16,
-        hidden_state_weight=0.5, hub_token=TOKEN, hub_always_push=True,
+        name, use_cpu=True, report_to="none", disable_tqdm=True, max_steps=4, save_steps=2,
+        per_device_train_batch_size=16, hidden_state_weight=0.5, hub_token=TOKEN, hub_always_push=True,
         teacher_model_init_kwargs={"token": TOKEN}, **settings,
     )  # fmt: skip
     print(args, repr(args), args.to_json_string())
@@ -85,4 +85,5 @@ def main():
     print(json.dumps(result))
 
 
-main()
+if __name__ == "__main__":
+    main()

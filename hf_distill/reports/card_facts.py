@@ -40,6 +40,7 @@ _NOT_LEARNING = re.compile(
 )
 # `datasets` notes under this address where it downloaded a dataset from.
 _HUB_DATASET = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]+)/")
+_NO_METRICS = {"epoch", "step", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
 _PACKAGES = ("transformers", "torch", "datasets", "tokenizers", "accelerate", "peft")
 
 
@@ -132,7 +133,7 @@ def facts_of(trainer: Any, **given: Any) -> CardFacts:
     named = given.get("finetuned_from")
     bases = [named, start.hub_id if start else None, *(teacher.hub_id for teacher in teachers)]
     _, curve, evaluation = parse_log_history(trainer.state.log_history)
-    evaluation = {_key(name): value for name, value in (evaluation or {}).items() if isinstance(value, (int, float))}
+    evaluation = _evaluation(evaluation or {})
     metrics = given.get("metrics")
     if metrics is None:
         metrics = {name: value for name, value in evaluation.items() if name in METRIC_TAGS}
@@ -243,9 +244,10 @@ def _rows(dataset: Any) -> int | None:
         return None
 
 
-def _key(name: str) -> str:
-    """Trainer's summary writes `f1_macro` as `F1 Macro`."""
-    return name.lower().replace(" ", "_")
+def _evaluation(logged: Mapping[str, Any]) -> dict[str, float]:
+    """Trainer's summary writes `eval_f1_macro` as `F1 Macro`, but without a training run as it was logged."""
+    named = {name.lower().replace(" ", "_").removeprefix("eval_"): value for name, value in logged.items()}
+    return {k: v for k, v in named.items() if k not in _NO_METRICS and isinstance(v, (int, float))}
 
 
 def _listed(value: Any) -> list[Any]:
