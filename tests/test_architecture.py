@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "__init__": {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
     },
+    "export": {"heads"},
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
 TORCH_ALONE = (
