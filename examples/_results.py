@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from huggingface_hub import ModelCard
+from hf_distill.reports.card_facts import CardFacts
+from hf_distill.reports.model_card import render
 
 
 @dataclass
@@ -35,8 +38,6 @@ class Result:
     latency_ms: float | None = None
     cross_entropy: list[float] = field(default_factory=list)
 
-
-SCRATCH = "was trained from random weights, with a teacher,"
 
 Cells = Callable[[Result], str]
 
@@ -88,22 +89,20 @@ def table(results: Sequence[Result], markdown: bool = False) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
-def complete_card(card: str | Path, sections: dict[str, str], results: Sequence[Result], notes: str) -> None:
-    """Fill the sections that Trainer's card leaves open, and append the table with its notes.
+def write_card(folder: str | Path, facts: CardFacts) -> None:
+    """The card of a saved model, and beside it what it was made from, `card.json`."""
+    render(facts).save(Path(folder) / "README.md")
+    (Path(folder) / "card.json").write_text(json.dumps(facts.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+
+def complete_card(folder: str | Path, results: Sequence[Result], notes: str, **changes: Any) -> None:
+    """Write the card of a saved model anew, with the table.
 
     Args:
-        card: The file to complete.
-        sections: Heading -> what stands under it instead of "More information needed".
+        folder: The model's, with a `card.json`.
         results: The lines of the table.
         notes: What a reader of the table must know.
+        changes: Further facts of the card.
     """
-    loaded = ModelCard.load(card)
-    loaded.data.pipeline_tag = "text-classification"
-    text = loaded.text
-    for heading, body in sections.items():
-        text = text.replace(f"## {heading}\n\nMore information needed", f"## {heading}\n\n{body}")
-    # Trainer takes every model for a fine-tuned one; a model made from a config has no such name.
-    text = text.replace("is a fine-tuned version of [](https://huggingface.co/)", SCRATCH)
-    table_section = f"## Results\n\n{table(results, markdown=True)}\n\n{notes}"
-    loaded.text = f"{text.rstrip()}\n\n{table_section}\n"
-    loaded.save(card)
+    facts = CardFacts.from_dict(json.loads((Path(folder) / "card.json").read_text()))
+    write_card(folder, replace(facts, results=f"{table(results, markdown=True)}\n\n{notes}", **changes))

@@ -22,15 +22,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 import transformers
 from _evaluation import measure, score, tfidf_baseline
-from _movie_data import minilm_folder, movie_sentences, named_dataset
-from _results import Result, complete_card, table
+from _movie_data import MINILM_HUB_NAME, MINILM_SHA256, minilm_folder, movie_sentences, named_dataset
+from _results import Result, complete_card, table, write_card
 from _sentence_job import DISTILLED, LABELS_ONLY, Clock, Job, percents
 from _sentence_models import (
     Lesson,
@@ -45,6 +46,7 @@ from _sentence_models import (
 from _sentence_search import search
 from datasets import DatasetDict
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
@@ -53,6 +55,8 @@ from transformers import (
 )
 
 from hf_distill import DistillationTrainer
+from hf_distill.reports.card_facts import facts_of
+from hf_distill.reports.sources import inherited_license, source_of
 from hf_distill.teachers.loading import has_fast_bf16
 
 FOLDERS = {DISTILLED: "student", LABELS_ONLY: "student_without_teacher"}
@@ -139,28 +143,33 @@ def save_student(trainer: DistillationTrainer, folder: Path, tokenizer: PreTrain
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     trainer.evaluate()  # the card tells the last evaluation, which shall be that of the best epoch
-    trainer.create_model_card(
+    facts = facts_of(
+        trainer,
         model_name=f"Sentence classifier, {job.student_layers} x {job.student_hidden_size}",
         dataset=job.dataset or "film reviews of vaderSentiment 3.3.2",
-        tasks="text-classification",
     )
-    shutil.copy(Path(trainer.args.output_dir) / "README.md", folder)
+    write_card(folder, facts)
 
 
-def card_sections(job: Job, teacher: str) -> dict[str, str]:
-    """What the model card says under the headings that Trainer leaves open."""
-    data = job.dataset or "10,605 rated sentences of film reviews (vaderSentiment 3.3.2, MIT)"
+def card_changes(job: Job) -> dict[str, Any]:
+    """What the card says that the trainer does not know: the teacher's logits came to it as a column."""
+    if job.teacher is None:
+        origin = source_of(AutoConfig.from_pretrained(minilm_folder()), "all-MiniLM-L6-v2, fine-tuned")
+        teacher, base = replace(origin, revision=f"sha256:{MINILM_SHA256}"), [MINILM_HUB_NAME]
+        data = "10,605 rated sentences of film reviews (vaderSentiment 3.3.2, MIT)"
+    else:
+        teacher, base = source_of(AutoConfig.from_pretrained(job.teacher), f"{job.teacher}, fine-tuned"), []
+        data = job.dataset or "film reviews"
     return {
-        "Model description": f"A BERT classifier of {job.student_layers} layers x "
-        f"{job.student_hidden_size} on its teacher's vocabulary, made by `movie_sentences.py` of "
-        f"hf_distill. Teacher: {teacher}.",
-        "Intended uses & limitations": "A demonstration: it was trained on short English film "
-        f"reviews or what else is named below. It reads {job.max_length} tokens; "
-        "`truncation=True` cuts what is longer.\n\n```python\nfrom transformers import pipeline"
-        '\n\nclassify = pipeline("text-classification", model="this folder")\n'
-        'classify("A gem of a film.", truncation=True)\n```',
-        "Training and evaluation data": f"{data}. The best epoch was chosen on "
-        "validation rows, the results below are of test rows that nothing was chosen on.",
+        "teachers": [replace(teacher, hub_id=None)],  # the teacher is not what lies there, but was made from it
+        "base_models": [teacher.hub_id] if teacher.hub_id else base,
+        "license": inherited_license(None, [teacher]),
+        "description": f"A BERT classifier of {job.student_layers} layers x {job.student_hidden_size} on its "
+        "teacher's vocabulary, trained from random weights by `examples/movie_sentences.py` of hf_distill on "
+        f"{data}. The best epoch was chosen on validation rows, the results below are of test rows that nothing was "
+        "chosen on.",
+        "limits": "A demonstration: it was trained on short English film reviews or what else is named above. It "
+        f"reads {job.max_length} tokens; `truncation=True` cuts what is longer.",
     }
 
 
@@ -175,13 +184,12 @@ def card_notes(job: Job, test_rows: int) -> str:
     )
 
 
-def finish(job: Job, results: list[Result], curves: dict[str, list[list[float]]], teacher: str, rows: int) -> None:
+def finish(job: Job, results: list[Result], curves: dict[str, list[list[float]]], rows: int) -> None:
     """Print the table, complete the model card, write results.json, and open the student."""
     folder = Path(job.output_dir)
     print(f"\n{table(results)}\n")
     print("ms: median of single forward passes at batch 1 on one CPU thread.")
-    sections = card_sections(job, teacher)
-    complete_card(folder / "student" / "README.md", sections, results, card_notes(job, rows))
+    complete_card(folder / "student", results, card_notes(job, rows), **card_changes(job))
     content = {
         "job": asdict(job),
         "results": [asdict(result) for result in results],
@@ -216,7 +224,7 @@ def main() -> None:
     measure(line, teacher, Path(job.output_dir) / "teacher", data, tokenizer)
     lines, curves = run_students(job, lesson, say)
     results = [line, *lines, *filter(None, [tfidf_baseline(data, answer)])]
-    finish(job, results, curves, job.teacher or "all-MiniLM-L6-v2, fine-tuned", len(labels))
+    finish(job, results, curves, len(labels))
     say(f"done; the student is in {Path(job.output_dir) / 'student'}")
 
 

@@ -30,8 +30,9 @@ from hf_distill.refusals import (
     refuse_unsupported_model,
     refuse_without_meaning,
 )
-from hf_distill.reports.model_card import add_distillation_section
+from hf_distill.reports.model_card import write_model_card
 from hf_distill.schedules import Moment
+from hf_distill.secrets import saved_without_tokens
 from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
 from hf_distill.teachers.cached import column_names, stored_answers, teacher_view
 from hf_distill.teachers.loading import load_teacher
@@ -406,9 +407,46 @@ class DistillationTrainer(Trainer):
         super()._load_best_model()
         load_losses(self.losses, self.state.best_model_checkpoint)  # type: ignore[arg-type]
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's card, with the teacher and the equation that was minimised."""
-        super().create_model_card(*args, **kwargs)
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with saved_without_tokens(self):
+            super()._save(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with saved_without_tokens(self):
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        description: str | None = None,
+        results: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        limits: str | None = None,
+    ) -> None:
+        """Write the student's card, with teacher, data, equation and settings, to `output_dir`.
+
+        Args:
+            license: Licence of the student; that of the teacher if left out and known.
+            finetuned_from: A base model beside the teacher and the checkpoint that the student started from.
+            description: Markdown that stands at the top.
+            results: Markdown: a table that compares teacher, student and the same student without a teacher.
+            metrics: What the Hub shows as results; by default the last evaluation's.
+            limits: Markdown: what the student is not for.
+
+        All other arguments are Trainer's own. `push_to_hub` takes all of them too.
+        """
         if self.is_world_process_zero():
-            teacher = self.teacher.name if self.teacher is not None else None
-            add_distillation_section(os.path.join(self.args.output_dir, "README.md"), teacher, self.losses)
+            write_model_card(
+                self, language=language, license=license, tags=tags, model_name=model_name,
+                finetuned_from=finetuned_from, tasks=tasks, dataset_tags=dataset_tags, dataset=dataset,
+                dataset_args=dataset_args, description=description, results=results, metrics=metrics, limits=limits,
+            )  # fmt: skip

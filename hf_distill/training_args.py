@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import math
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from hf_distill.losses.hidden_state import DISTANCES, HIDDEN_STATE_POSITIONS
 from hf_distill.losses.response import POSITIONS
 from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.mapping import LayerMapping
+from hf_distill.secrets import without_tokens
 
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -161,6 +163,18 @@ class DistillationTrainingArguments(TrainingArguments):
         self.layer_mapping = _with_integer_keys(self.layer_mapping)
         build_losses(self)  # a wrong value is told now, not after the models are loaded
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `TrainingArguments.to_dict`, tokens within `teacher_model_init_kwargs` left out too."""
+        content = super().to_dict()
+        return {**content, "teacher_model_init_kwargs": _safe(self.teacher_model_init_kwargs)}
+
+    def __str__(self) -> str:
+        shown = copy.copy(self)
+        shown.teacher_model_init_kwargs = _safe(self.teacher_model_init_kwargs)
+        return TrainingArguments.__str__(shown)
+
+    __repr__ = __str__  # the one that `dataclass` makes would show hub_token
+
 
 # The fields that only say how a default loss is built, with their defaults.
 LOSS_FIELDS: dict[str, Any] = {
@@ -208,6 +222,10 @@ def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:
         ),
     }
     return {name: loss for name, loss in losses.items() if loss.weight > 0}
+
+
+def _safe(kwargs: dict[str, Any] | str | None) -> dict[str, Any] | str | None:
+    return without_tokens(kwargs) if isinstance(kwargs, dict) else kwargs
 
 
 def _check_weights(weights: dict[str, Any]) -> None:

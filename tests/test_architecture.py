@@ -32,10 +32,11 @@ MAY_IMPORT = {
     "tasks": {"heads"},
     "transfer": {"activations", "tasks", "teachers"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
-    "training_args": {"losses", "mapping"},
+    "training_args": {"losses", "mapping", "secrets"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
-    "reports": {"functional", "activations", "losses", "random_state"},
+    "secrets": set(),
+    "reports": {"functional", "activations", "heads", "losses", "random_state", "secrets"},
     "refusals": {"activations", "heads", "losses", "training_args"},
     "preflight": {
         "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "recording",
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "caching": {"preflight", "teachers"},
     "trainer": {
         "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
-        "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "transfer",
+        "refusals", "reports", "schedules", "secrets", "teachers", "term_log", "training_args", "transfer",
         "wrapped_forward",
     },
     "__init__": {

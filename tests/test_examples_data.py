@@ -121,16 +121,14 @@ def test_the_table_is_aligned_and_leaves_out_empty_columns(example):
     assert "22,713,986" in lines[2]
 
 
-def test_the_table_and_the_sections_go_into_the_model_card(example, tmp_path):
+def test_the_table_goes_into_the_model_card(example, tmp_path):
     results = example("_results")
-    card = tmp_path / "README.md"
-    card.write_text(
-        "---\nlibrary_name: transformers\n---\n\n# Title\n\n## Model description\n\nMore information needed\n"
+    facts = results.CardFacts(
+        "Title", "BertForSequenceClassification", "AutoModelForSequenceClassification", 7, "1 * x"
     )
+    results.write_card(tmp_path, facts)
     line = results.Result("student", [0.8])
-    results.complete_card(card, {"Model description": "Four layers."}, [line], "1 test row.")
-    text = card.read_text()
-    assert "More information needed" not in text
-    assert "## Model description\n\nFour layers." in text
-    assert "| student |       80.0 |" in text
-    assert "pipeline_tag: text-classification" in text
+    results.complete_card(tmp_path, [line], "1 test row.", description="Four layers.")
+    text = (tmp_path / "README.md").read_text()
+    assert "Four layers." in text
+    assert "| student |       80.0 |\n\n1 test row." in text
