@@ -140,7 +140,9 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
     """One forward of both models on the first rows: build what the losses own, and fail now rather than at the first
     step.
     """
-    losses, inputs, trains = trainer.losses, sample_inputs(trainer), trainer.train_dataset is not None
+    losses, trains = trainer.losses, trainer.train_dataset is not None
+    trainer.data_collator.over = losses.teacher_logits_over()
+    inputs = sample_inputs(trainer)
     if losses.student_needs.attentions:
         use_eager_attention(student)
     if losses.teacher_needs.attentions and isinstance(trainer.teacher, LocalTeacher):
@@ -244,7 +246,7 @@ def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: di
         return OutputHeads()
     ours, teacher = find_output_head(student, ids), trainer.teacher
     if ours is None or not isinstance(teacher, OnlineTeacher) or trainer.cache_keeper is not None:
-        return OutputHeads(ours)  # a cache keeps logits
+        return OutputHeads(ours)
     return OutputHeads(ours, find_output_head(teacher.model, ids))
 
 

@@ -17,6 +17,7 @@ from hf_distill.losses.response import POSITIONS
 from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.mapping import LayerMapping
 
+KINDS = ("auto", "full", "hidden_state", "top_k")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -124,9 +125,23 @@ class DistillationTrainingArguments(TrainingArguments):
     teacher_cache_dtype: str = field(
         default="float16",
         metadata={
-            "help": "Precision of hidden states and attention maps in the cache; logits are kept in float32.",
+            "help": "Precision of hidden states, attention maps and log-probabilities in the cache; full logits are "
+            "kept in float32.",
             "choices": ["float16", "float32"],
         },
+    )
+    teacher_cache_logits: str = field(
+        default="auto",
+        metadata={
+            "help": "What a cache keeps of a language model's logits: all of them ('full'), the last hidden state, of "
+            "which the teacher's head makes them again ('hidden_state'), or the likeliest and the sum of the rest "
+            "('top_k': smallest and fastest, biased). 'auto' is the hidden state where the head can be taken off. "
+            "All but 'full' are kept at supervised positions only.",
+            "choices": list(KINDS),
+        },
+    )
+    teacher_cache_top_k: int = field(
+        default=64, metadata={"help": "How many classes teacher_cache_logits='top_k' keeps at each position."}
     )
     teacher_batch_size: int = field(
         default=32, metadata={"help": "Rows that the teacher is asked about at once while the cache is filled."}
@@ -152,12 +167,17 @@ class DistillationTrainingArguments(TrainingArguments):
                 "teacher_model_init_kwargs must be a dict or JSON that starts with "
                 f"'{{', got {self.teacher_model_init_kwargs!r}."
             )
-        choices = {"teacher_dtype": TEACHER_DTYPES, "teacher_cache_dtype": ("float16", "float32")}
+        choices = {
+            "teacher_dtype": TEACHER_DTYPES,
+            "teacher_cache_dtype": ("float16", "float32"),
+            "teacher_cache_logits": KINDS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.teacher_batch_size < 1:
-            raise ValueError(f"teacher_batch_size must be at least 1, got {self.teacher_batch_size}.")
+        for name in ("teacher_batch_size", "teacher_cache_top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         self.layer_mapping = _with_integer_keys(self.layer_mapping)
         build_losses(self)  # a wrong value is told now, not after the models are loaded
 
