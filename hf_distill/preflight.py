@@ -27,8 +27,10 @@ from hf_distill.losses import LossTerms
 from hf_distill.output_head import OutputHeads, find_output_head, unprojected, without_head
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
+from hf_distill.refusals import refuse_student_generation
 from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
+from hf_distill.transfer import StudentCompletions
 
 if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
@@ -234,6 +236,19 @@ def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
             "attention_mask. Leave padding_free unset."
         )
     return inert
+
+
+def student_completions(trainer: DistillationTrainer) -> StudentCompletions | None:
+    """What lets the student write, if it is asked to (`student_generation_share`)."""
+    args: Any = trainer.args
+    share = getattr(args, "student_generation_share", 0.0)
+    if not share:
+        return None
+    refuse_student_generation(trainer, sample_inputs(trainer))
+    pad = getattr(trainer.processing_class, "pad_token_id", None)
+    pad = pad if pad is not None else getattr(core_model(trainer.model).config, "pad_token_id", None)
+    kwargs = args.student_generation_kwargs or {}
+    return StudentCompletions(share, args.seed, pad or 0, args.process_index, kwargs)
 
 
 def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: dict[str, Any]) -> OutputHeads:

@@ -20,7 +20,7 @@ from hf_distill.caching import collator_after_filling, known_of_teacher, make_ke
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
-from hf_distill.preflight import align, align_answers, dry_run
+from hf_distill.preflight import align, align_answers, dry_run, student_completions
 from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,
@@ -134,6 +134,7 @@ class DistillationTrainer(Trainer):
         self.removable_heads = self.heads_off = OutputHeads()
         dry_run(self, self.model)
         refuse_compiled_projections(self)
+        self.student_completions = student_completions(self)
 
     # ---- The main path ----
 
@@ -321,6 +322,10 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
+        if self.student_completions is not None:  # before anything is counted
+            student = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+            step = self.state.global_step
+            epoch_iterator = self.student_completions.of_window(epoch_iterator, student, step)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             counts = torch.stack([Batch.from_inputs(batch, self.head).counts() for batch in batches]).sum(0).to(device)

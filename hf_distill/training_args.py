@@ -39,6 +39,7 @@ class DistillationTrainingArguments(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "layer_mapping",
         "teacher_model_init_kwargs",
+        "student_generation_kwargs",
     ]
 
     temperature: float = field(
@@ -153,6 +154,20 @@ class DistillationTrainingArguments(TrainingArguments):
             "the same. Unset means where it was measured to help: on the CPU."
         },
     )
+    student_generation_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training batches in which the student writes what follows the prompts, and learns "
+            "from what the teacher says of that (causal language models; needs hard_label_weight=0)."
+        },
+    )
+    student_generation_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments of generate for these batches, as JSON; 128 new tokens from the student's own "
+            "distribution where nothing is said."
+        },
+    )
     eval_with_teacher: bool = field(
         default=True,
         metadata={
@@ -162,11 +177,11 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.teacher_model_init_kwargs, str):
-            raise ValueError(
-                "teacher_model_init_kwargs must be a dict or JSON that starts with "
-                f"'{{', got {self.teacher_model_init_kwargs!r}."
-            )
+        for name in ("teacher_model_init_kwargs", "student_generation_kwargs"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a dict or JSON that starts with '{{', got {getattr(self, name)!r}.")
+        if not 0.0 <= self.student_generation_share <= 1.0:
+            raise ValueError(f"student_generation_share must lie in [0, 1], got {self.student_generation_share}.")
         choices = {
             "teacher_dtype": TEACHER_DTYPES,
             "teacher_cache_dtype": ("float16", "float32"),
@@ -187,7 +202,7 @@ LOSS_FIELDS: dict[str, Any] = {
     f.name: f.default
     for f in fields(DistillationTrainingArguments)
     if f.name not in {inherited.name for inherited in fields(TrainingArguments)}
-    and not f.name.startswith(("teacher_", "eval_", "padding_"))
+    and not f.name.startswith(("teacher_", "eval_", "padding_", "student_"))
 }
 
 

@@ -19,6 +19,7 @@ from hf_distill.teachers.cache import Collate, TeacherCache, model_inputs
 from hf_distill.teachers.cached import teacher_view
 from hf_distill.teachers.keys import real_spans
 from hf_distill.teachers.rows import batches_of_like_length, fetch, require_rows, row_lengths
+from hf_distill.teachers.store import AnswerStore
 
 FLUSH_SECONDS = 10.0  # what a killed run has to ask again at most
 FLUSH_BYTES = 64 << 20
@@ -62,7 +63,7 @@ class FillReport:
 
 
 @dataclass
-class _Pending:
+class Pending:
     """Answers that are not yet on disk."""
 
     keys: list[np.ndarray] = field(default_factory=list)
@@ -79,9 +80,9 @@ class _Pending:
     def is_due(self) -> bool:
         return self.bytes > FLUSH_BYTES or time.monotonic() - self.since > FLUSH_SECONDS
 
-    def write_to(self, cache: TeacherCache) -> None:
+    def write_to(self, store: AnswerStore) -> None:
         if self.keys:
-            cache.store.write(np.concatenate(self.keys), self.rows)
+            store.write(np.concatenate(self.keys), self.rows)
         self.keys, self.rows, self.bytes, self.since = [], {}, 0, time.monotonic()
 
 
@@ -129,7 +130,7 @@ class Filler:
         return report
 
     def _fill(self, dataset: Any, batches: list[list[int]], report: FillReport) -> None:
-        pending, padding_matters, kept = _Pending(), None, 0
+        pending, padding_matters, kept = Pending(), None, 0
         total = sum(map(len, batches))
         with tqdm(total=total, desc="Asking the teacher", unit=" rows", disable=not self.progress) as bar:
             for indices in batches:
@@ -145,12 +146,12 @@ class Filler:
                 bar.update(len(indices))
                 if pending.is_due():
                     self._require_space(pending, report, total)
-                    pending.write_to(self.cache)
-        pending.write_to(self.cache)
+                    pending.write_to(self.cache.store)
+        pending.write_to(self.cache.store)
         report.token_bytes = kept / max(report.tokens, 1)
 
     def _ask_about(
-        self, rows: list[Any], batch: Mapping[str, Any], keys: np.ndarray, pending: _Pending, one_length: bool
+        self, rows: list[Any], batch: Mapping[str, Any], keys: np.ndarray, pending: Pending, one_length: bool
     ) -> int:
         """The bytes of the answers."""
         size = 0
@@ -209,7 +210,7 @@ class Filler:
         exact, reduced = (self._answers(batch, dtype) for dtype in (torch.float32, self.dtype))
         return _relative_error(reduced, exact)
 
-    def _require_space(self, pending: _Pending, report: FillReport, total: int) -> None:
+    def _require_space(self, pending: Pending, report: FillReport, total: int) -> None:
         """The longest rows come first, so this is an upper bound."""
         needed = pending.bytes / max(sum(map(len, pending.keys)), 1) * (total - report.rows)
         self.cache.folder.mkdir(parents=True, exist_ok=True)

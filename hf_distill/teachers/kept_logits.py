@@ -125,7 +125,7 @@ def in_their_places(column: str, rows: Sequence[Tensor], mask: Tensor) -> Tensor
         if len(row) != count:
             raise ValueError(
                 f"A row of {column!r} describes {len(row)} positions, but {count} are supervised: it was made with "
-                "other labels, for other losses, or from longer inputs. Make it again from the data that is trained on."
+                "other labels, for other losses, or from longer inputs. Make it again from the data of the training."
             )
     batch = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
     batch[mask] = torch.cat(list(rows))
