@@ -17,7 +17,7 @@ from hf_distill.losses.response import POSITIONS
 from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.mapping import LayerMapping
 
-KINDS = ("auto", "full", "hidden_state", "top_k")
+CACHED_LOGITS = ("auto", "full", "hidden_state", "top_k")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -138,7 +138,7 @@ class DistillationTrainingArguments(TrainingArguments):
             "which the teacher's head makes them again ('hidden_state'), or the likeliest and the sum of the rest "
             "('top_k': smallest and fastest, biased). 'auto' is the hidden state where the head can be taken off. "
             "All but 'full' are kept at supervised positions only.",
-            "choices": list(KINDS),
+            "choices": list(CACHED_LOGITS),
         },
     )
     teacher_cache_top_k: int = field(
@@ -185,7 +185,7 @@ class DistillationTrainingArguments(TrainingArguments):
         choices = {
             "teacher_dtype": TEACHER_DTYPES,
             "teacher_cache_dtype": ("float16", "float32"),
-            "teacher_cache_logits": KINDS,
+            "teacher_cache_logits": CACHED_LOGITS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

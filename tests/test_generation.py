@@ -34,8 +34,8 @@ def causal():
 def encoder_decoder():
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0, eos_token_id=EOS,
-        decoder_start_token_id=0,
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0,
+        eos_token_id=EOS, decoder_start_token_id=0,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config)
     for parameter in model.parameters():

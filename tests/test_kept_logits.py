@@ -13,8 +13,10 @@ from hf_distill.activations import Activations, Head
 from hf_distill.batch import Batch
 from hf_distill.functional import grouped_log_probabilities
 from hf_distill.losses import DISTLoss, HardLabelLoss, LogitMSELoss, LossTerms, SoftTargetLoss
+from hf_distill.teachers.kept_logits import KINDS
 from hf_distill.testing import VOCABULARY, tiny_task
 from hf_distill.top_k import TopKLogits
+from hf_distill.training_args import CACHED_LOGITS
 from hf_distill.unprojected import UnprojectedLogits
 
 LANGUAGE_MODELS = ["causal_lm", "masked_lm"]
@@ -33,6 +35,10 @@ def one_step(make_trainer, task, **kwargs):
 def columns_on_disk(folder):
     (file,) = folder.rglob("*.arrow")
     return datasets.Dataset.from_file(str(file))
+
+
+def test_the_arguments_know_every_way():
+    assert CACHED_LOGITS == KINDS
 
 
 class TestLastHiddenState:
@@ -92,7 +98,7 @@ class TestLastHiddenState:
     def test_a_loss_that_reads_all_logits_gets_them(self, make_trainer, tmp_path):
         options = {"losses": {"soft": SoftTargetLoss(), "mse": LogitMSELoss(), "dist": DISTLoss()}}
         _, plain, _ = one_step(make_trainer, tiny_task("causal_lm"), **options)
-        trainer, ours, _ = one_step(
+        _, ours, _ = one_step(
             make_trainer, tiny_task("causal_lm"), teacher_cache_dir=str(tmp_path), teacher_cache_dtype="float32",
             **options,
         )  # fmt: skip

@@ -35,6 +35,10 @@ SETTINGS = {
     "teacher_cache_dtype": "float32",
     "teacher_batch_size": 8,
     "padding_free": False,
+    "teacher_cache_logits": "top_k",
+    "teacher_cache_top_k": 8,
+    "student_generation_share": 0.5,
+    "student_generation_kwargs": {"max_new_tokens": 16},
     "eval_with_teacher": False,
 }
 

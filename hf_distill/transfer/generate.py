@@ -20,7 +20,7 @@ from hf_distill.teachers.fill import Pending
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
 from hf_distill.teachers.keys import content_keys
 from hf_distill.teachers.store import AnswerStore
-from hf_distill.transfer.completions import complete
+from hf_distill.transfer.completions import complete, require_prompts
 
 COMPLETION = "completion"
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -42,9 +42,9 @@ def generate_transfer_set(
     """Have the teacher complete every prompt once; the completions as a dataset to train on.
 
     Training on the teacher's most probable completions is sequence-level distillation (Kim and Rush, 2016,
-    "Sequence-Level Knowledge Distillation", section 3.2; they take the best of a beam: `num_beams=5`). It needs no teacher
-    afterwards and works across tokenizers; with `teacher_model` the student learns the teacher's distribution at each
-    of these tokens as well.
+    "Sequence-Level Knowledge Distillation", section 3.2; they take the best of a beam: `num_beams=5`). A plain
+    `Trainer` can do that; with `teacher_model` the student also learns the teacher's distribution at each of these
+    tokens.
 
     Completions are kept in `cache_dir` as they are written: an interrupted call goes on where it was, and another call
     with the same teacher and settings asks about new prompts alone. Equal prompts get one completion.
@@ -73,11 +73,10 @@ def generate_transfer_set(
     if not len(prompts):
         raise ValueError("There are no prompts. Pass texts, token ids, or conversations.")
     if generation_kwargs.get("num_return_sequences", 1) != 1:
-        raise ValueError(
-            "One completion is kept of each prompt. Leave out num_return_sequences; change the seed for more."
-        )
+        raise ValueError("One completion of a prompt is kept. Leave out num_return_sequences; more need another seed.")
     encoder_decoder = bool(getattr(core_model(teacher).config, "is_encoder_decoder", False))
     encoded = [_encoded(processing_class, prompt) for prompt in prompts]
+    require_prompts(encoded)
     if max_prompt_length is not None:
         cut = slice(max_prompt_length) if encoder_decoder else slice(-max_prompt_length, None)
         encoded = [ids[cut] for ids in encoded]
@@ -106,8 +105,8 @@ def _write(
     teacher: nn.Module, prompts: list[list[int]], keys: np.ndarray, store: AnswerStore, settings: Mapping[str, Any],
     batch_size: int, seed: int, progress: bool,
 ) -> None:  # fmt: skip
-    """Have the batches completed of which a prompt is not known. They are the same whatever is known, and each has a seed
-    of its own, so that an interrupted call ends as an uninterrupted one.
+    """Have the batches completed of which a prompt is not known. They are the same whatever is known, and each has a
+    seed of its own, so that an interrupted call ends as an uninterrupted one.
     """
     _, first = np.unique(keys, axis=0, return_index=True)
     order = sorted(first.tolist(), key=lambda i: (-len(prompts[i]), i))

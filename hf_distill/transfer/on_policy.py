@@ -89,8 +89,8 @@ def split_prompts(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[bool]
     foreign = sorted(set(batch) - set(_KNOWN))
     if foreign or "labels" not in batch:
         raise ValueError(
-            f"student_generation_share makes {_KNOWN} anew, and needs labels to know where a prompt ends; the batch has "
-            f"{sorted(batch)}. Leave out {foreign or 'student_generation_share'}."
+            f"student_generation_share makes {_KNOWN} anew, and needs labels to know where a prompt ends; the batch "
+            f"has {sorted(batch)}. Leave out {foreign or 'student_generation_share'}."
         )
     ids, labels = batch["input_ids"], batch["labels"]
     mask = batch.get("attention_mask")
