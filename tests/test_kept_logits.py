@@ -83,6 +83,13 @@ class TestLastHiddenState:
         trainer.train()
         assert teacher.rows >= sum(-100 in row["labels"] for row in tiny_task("causal_lm").rows)
 
+    def test_the_head_is_part_of_the_size_that_is_said(self, make_trainer, tmp_path, capsys):
+        task = tiny_task("causal_lm")
+        task.teacher.resize_token_embeddings(VOCABULARY + 500)
+        make_trainer(task, teacher_cache_dir=str(tmp_path), max_steps=1, processing_class=None).train()
+        size = sum(path.stat().st_size for pattern in ("*.arrow", "*.safetensors") for path in tmp_path.rglob(pattern))
+        assert f"{size / 1e6:.1f} MB in" in capsys.readouterr().out
+
     def test_a_full_cache_needs_the_head_alone(self, make_trainer, tmp_path):
         tiny_task("causal_lm").teacher.save_pretrained(tmp_path / "teacher")
         options = {"teacher_model": str(tmp_path / "teacher"), "teacher_cache_dir": str(tmp_path / "cache")}

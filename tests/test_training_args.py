@@ -225,7 +225,9 @@ def test_a_weight_of_zero_drops_the_term_alone(base, dropped):
 def test_changed_loss_fields_are_the_loss_settings_that_differ(base):
     assert changed_loss_fields(TrainingArguments(**base)) == {}
     assert changed_loss_fields(DistillationTrainingArguments(**base)) == {}
-    about_the_teacher = {key: value for key, value in SETTINGS.items() if key.startswith(("teacher_", "eval_"))}
+    about_the_teacher = {
+        key: value for key, value in SETTINGS.items() if key.startswith(("teacher_", "eval_", "student_"))
+    }
     assert changed_loss_fields(DistillationTrainingArguments(**base, **about_the_teacher)) == {}
     changed = changed_loss_fields(DistillationTrainingArguments(**base, **SETTINGS))
     assert changed == {

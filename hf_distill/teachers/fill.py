@@ -38,7 +38,7 @@ class FillReport:
         asked: How many of them the teacher had to be asked about.
         tokens: Their tokens (rows, for inputs without tokens).
         seconds: How long it took.
-        megabytes: Size of the whole cache on disk, in 10^6 bytes.
+        megabytes: Size of the whole cache on disk, the output head that it needs too, in 10^6 bytes.
         token_bytes: Size of what was kept for one of these tokens.
         error: Relative error of the answers against fp32, where the teacher ran in less.
     """

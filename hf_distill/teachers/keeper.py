@@ -15,7 +15,7 @@ from hf_distill.teachers.base import LocalTeacher, Teacher
 from hf_distill.teachers.cache import Collate, TeacherCache, teacher_fingerprint, teacher_folder
 from hf_distill.teachers.fill import Filler, FillReport
 from hf_distill.teachers.kept_logits import KeptLogits, Over
-from hf_distill.teachers.notes import read_head, read_shapes, write_head, write_shapes
+from hf_distill.teachers.notes import HEAD, read_head, read_shapes, write_head, write_shapes
 from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.placement import execution_device
 from hf_distill.teachers.store import AnswerStore
@@ -144,6 +144,8 @@ class CacheKeeper:
             return None
         filler = Filler(cache, self._ask, collate, self.label_names, batch_size, self.dtype, rank, world, progress)
         report = filler.fill(rows)
+        if self._output_head is not None:
+            report.megabytes += (self.home / HEAD).stat().st_size / 1e6
         if report.asked:
             cache.write_manifest(fingerprint=self.fingerprint, dtype=str(self.dtype), last_fill=vars(report))
         barrier()
