@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.activations import Activations, Head, token_mask
+from hf_distill.top_k import TopKLogits
 from hf_distill.unprojected import first_classes, materialised
 
 IGNORED = -100  # transformers' label for "no answer here"
@@ -93,7 +94,7 @@ class Batch:
         }
         return replace(self, masks=masks, totals=_totals(masks))
 
-    def select(self, x: Tensor, over: Over = "predictions") -> Tensor:
+    def select(self, x: Any, over: Over = "predictions") -> Any:
         """Only the positions that count. Select *before* computing: a masked NaN multiplied by 0 still poisons
         gradients.
 
@@ -158,13 +159,18 @@ class Batch:
         are cut to match here, so that a loss on hard labels still sees all of them.
 
         Shape:
-            (N, V) each; (N, 1) for multi-label heads and regression, whose outputs are positions of their own.
+            (N, V) each; (N, 1) for multi-label heads and regression, whose outputs are positions of their own;
+            (N, k + 1) where only the teacher's likeliest classes are known ([`TopKLogits`]).
         """
         if student.logits is None or teacher.logits is None:
             raise ValueError(
                 "This loss compares logits, but does not ask for them in student_needs and teacher_needs."
             )
-        ours, theirs = (self.select(materialised(logits), over) for logits in (student.logits, teacher.logits))
+        ours = self.select(materialised(student.logits), over)
+        if isinstance(teacher.logits, TopKLogits):
+            known: TopKLogits = self.select(teacher.logits, over)
+            return known.beside(materialised(first_classes(ours, known.vocabulary)))
+        theirs = self.select(materialised(teacher.logits), over)
         if ours.ndim == 1:
             return ours[:, None], theirs[:, None]
         return materialised(first_classes(ours, theirs.shape[-1])), theirs
@@ -215,7 +221,7 @@ class Batch:
         return self.masks.get(over)
 
 
-def _require_same_positions(x: Tensor, mask: Tensor, over: Over) -> None:
+def _require_same_positions(x: Any, mask: Tensor, over: Over) -> None:
     if x.shape[: mask.ndim] != mask.shape:
         raise ValueError(
             f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "

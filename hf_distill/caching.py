@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.heads import core_model
+from hf_distill.losses import refuse_top_k
+from hf_distill.output_head import OutputHead
 from hf_distill.preflight import as_loaded
 from hf_distill.teachers import TeacherAnswersCollator
 from hf_distill.teachers.cache import require_cacheable
-from hf_distill.teachers.cached import column_names
+from hf_distill.teachers.cached import brings
 from hf_distill.teachers.keeper import CacheKeeper
+from hf_distill.teachers.kept_logits import KeptLogits
 from hf_distill.teachers.loading import cache_dtype
 from hf_distill.teachers.rows import is_stream
 
@@ -25,7 +29,20 @@ def make_keeper(trainer: DistillationTrainer) -> CacheKeeper | None:
     require_cacheable(trainer.losses.teacher_needs)
     dtype = cache_dtype(args, args.device)
     labels = trainer.label_names
-    return CacheKeeper(args.teacher_cache_dir, teacher, trainer.head, labels, dtype, args.teacher_cache_dtype)
+    if args.teacher_cache_logits == "top_k":
+        refuse_top_k(trainer.losses.active())
+    logits = KeptLogits(args.teacher_cache_logits, args.teacher_cache_top_k, trainer.alignment.vocabulary)
+    return CacheKeeper(
+        args.teacher_cache_dir, teacher, trainer.head, labels, dtype, args.teacher_cache_dtype, logits, args.device
+    )
+
+
+def known_of_teacher(trainer: DistillationTrainer) -> tuple[OutputHead | None, int]:
+    """What makes logits of stored answers that are shorter: the teacher's output head, and the number of classes."""
+    keeper = trainer.cache_keeper
+    head = trainer.removable_heads.teacher if keeper is None else keeper.output_head
+    vocabulary = trainer.alignment.vocabulary or getattr(core_model(trainer.model).config, "vocab_size", None)
+    return head, int(vocabulary or 0)
 
 
 def collator_after_filling(trainer: DistillationTrainer, dataset: Any, training: bool) -> TeacherAnswersCollator:
@@ -48,7 +65,7 @@ def collator_after_filling(trainer: DistillationTrainer, dataset: Any, training:
 def _fill(trainer: DistillationTrainer, keeper: CacheKeeper, dataset: Any, stream_is_fine: bool) -> bool:
     """Ask about the rows of a dataset, unless it brings the answers, or is a stream that need not be cached."""
     brought = getattr(dataset, "column_names", None) or ()
-    if set(column_names(keeper.needs)) <= set(brought) or (is_stream(dataset) and stream_is_fine):
+    if brings(brought, keeper.needs) or (is_stream(dataset) and stream_is_fine):
         return False
     rows, collate = as_loaded(trainer, dataset, trainer.data_collator.collator)
     main = trainer.is_world_process_zero()

@@ -214,7 +214,7 @@ def _write(model: PreTrainedModel, batches: list[dict[str, Tensor]], whole: Path
     shapes = {name: dict.fromkeys(_free_axes(name, value), torch.export.Dim.AUTO) for name, value in sample.items()}
     with _quiet():
         try:
-            exported = OnnxExporter().export(model, sample, OnnxConfig(dynamic_shapes=shapes))
+            exported = OnnxExporter().export(model, dict[str, Any](sample), OnnxConfig(dynamic_shapes=shapes))
         except Exception as error:  # whatever the tracer stumbled over
             told = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {told[0]}") from error
@@ -223,7 +223,8 @@ def _write(model: PreTrainedModel, batches: list[dict[str, Tensor]], whole: Path
             return [ONNX]
         component = exported.components["model"]
         quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig())
-        graph = quantizer.quantize(component.program, sample, exported.export_format)
+        format: Any = exported.export_format
+        graph = quantizer.quantize(component.program, sample, format)
         components = {"model": ExportedComponent(graph, component.metadata)}
         ExportedModel(components, exported.export_format, model.config).save_pretrained(whole / INT8)
     return [ONNX, INT8]

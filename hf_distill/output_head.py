@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hf_distill.activations import Activations, Needs
 from hf_distill.functional import at_least_fp32
 from hf_distill.heads import core_model, forward_parameters
-from hf_distill.unprojected import UnprojectedLogits, finished
+from hf_distill.unprojected import UnprojectedLogits, computed, finished
 
 # Numbers given to a model as the output of its head. A power of two small enough for no cap to show, so that what
 # comes back is the factor, exactly; one that any cap cuts; and some between to check against.
@@ -79,6 +79,11 @@ def unprojected(answer: Activations, head: OutputHead | None) -> Activations:
     if head is None or not isinstance(answer.logits, Tensor):
         return answer
     return replace(answer, logits=head.unprojected(answer.logits))
+
+
+def with_whole_logits(answer: Activations) -> Activations:
+    """An answer for a loss that takes nothing but tensors, or the little that is known."""
+    return answer if answer.logits is None else replace(answer, logits=computed(answer.logits))
 
 
 def ask_without_head(teacher: Any, inputs: Mapping[str, Any], needs: Needs, head: OutputHead | None) -> Activations:

@@ -27,9 +27,11 @@ from hf_distill.losses import LossTerms
 from hf_distill.output_head import OutputHeads, find_output_head, unprojected, without_head
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
+from hf_distill.refusals import refuse_student_generation
 from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher, Teacher
 from hf_distill.teachers.cached import brought
 from hf_distill.teachers.loading import load_processing_class
+from hf_distill.transfer import StudentCompletions
 
 if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
@@ -141,7 +143,9 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
     """One forward of both models on the first rows: build what the losses own, and fail now rather than at the first
     step.
     """
-    losses, inputs, trains = trainer.losses, sample_inputs(trainer), trainer.train_dataset is not None
+    losses, trains = trainer.losses, trainer.train_dataset is not None
+    trainer.data_collator.over = losses.teacher_logits_over()
+    inputs = sample_inputs(trainer)
     if losses.student_needs.attentions:
         use_eager_attention(student)
     if losses.teacher_needs.attentions and isinstance(trainer.teacher, LocalTeacher):
@@ -237,6 +241,19 @@ def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
     return inert
 
 
+def student_completions(trainer: DistillationTrainer) -> StudentCompletions | None:
+    """What lets the student write, if it is asked to (`student_generation_share`)."""
+    args: Any = trainer.args
+    share = getattr(args, "student_generation_share", 0.0)
+    if not share:
+        return None
+    refuse_student_generation(trainer, sample_inputs(trainer))
+    pad = getattr(trainer.processing_class, "pad_token_id", None)
+    pad = pad if pad is not None else getattr(core_model(trainer.model).config, "pad_token_id", None)
+    kwargs = args.student_generation_kwargs or {}
+    return StudentCompletions(share, args.seed, pad or 0, args.process_index, kwargs)
+
+
 def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: dict[str, Any]) -> OutputHeads:
     """The output heads of two language models, where no loss needs all their logits at once."""
     ids = inputs.get("input_ids")
@@ -247,7 +264,7 @@ def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: di
         return OutputHeads()
     ours, teacher = find_output_head(student, ids), trainer.teacher
     if ours is None or not isinstance(teacher, OnlineTeacher) or trainer.cache_keeper is not None:
-        return OutputHeads(ours)  # a cache keeps logits
+        return OutputHeads(ours)
     return OutputHeads(ours, find_output_head(teacher.model, ids))
 
 

@@ -12,6 +12,7 @@ from hf_distill.activations import Head
 from hf_distill.heads import core_model
 from hf_distill.losses import DistillationLoss, LossTerms, hard_label_names
 from hf_distill.training_args import build_losses, changed_loss_fields
+from hf_distill.transfer.on_policy import split_prompts
 
 if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
@@ -129,6 +130,33 @@ def refuse_attention(losses: LossTerms, student: nn.Module, args: TrainingArgume
             f"trains: { {k: v for k, v in dropout.items() if v} }. Set it to 0 in the student's config before "
             "building the student, or use distance='mse'."
         )
+
+
+def refuse_student_generation(trainer: DistillationTrainer, inputs: Mapping[str, Any] | None) -> None:
+    """Refuse a student that writes where it cannot, or where nobody could say something of it.
+
+    Args:
+        trainer: The trainer.
+        inputs: A batch, if there are any.
+
+    Raises:
+        ValueError: With the reason and what to do instead.
+    """
+    reasons = {
+        "only a causal language model goes on from a prompt": trainer.head.kind != "causal_lm",
+        "stored answers (teacher_cache_dir) know nothing of it": trainer.cache_keeper is not None,
+        "there is no teacher_model to ask about it": trainer.teacher is None,
+        f"its own tokens are no labels, but {trainer.losses.needing_labels()} would learn from them "
+        "(set hard_label_weight=0)": bool(trainer.losses.needing_labels()),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"student_generation_share={trainer.args.student_generation_share} lets the student write, but "
+                f"{reason}. Change that, or leave out student_generation_share."
+            )
+    if inputs is not None:
+        split_prompts(inputs)
 
 
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")

@@ -16,11 +16,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.batching import run_without_padding
-from hf_distill.caching import collator_after_filling, make_keeper
+from hf_distill.caching import collator_after_filling, known_of_teacher, make_keeper
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
-from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, without_head
-from hf_distill.preflight import align, align_answers, dry_run
+from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
+from hf_distill.preflight import align, align_answers, dry_run, student_completions
 from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,
@@ -135,6 +135,7 @@ class DistillationTrainer(Trainer):
         self.removable_heads = self.heads_off = OutputHeads()
         dry_run(self, self.model)
         refuse_compiled_projections(self)
+        self.student_completions = student_completions(self)
 
     # ---- The main path ----
 
@@ -211,7 +212,7 @@ class DistillationTrainer(Trainer):
             return Activations()
         if not required and not getattr(self.args, "eval_with_teacher", True):
             return None
-        answer, missing = stored_answers(inputs, needs)
+        answer, missing = stored_answers(inputs, needs, *known_of_teacher(self))
         if missing and self.teacher is None:
             if not required:
                 return None
@@ -220,7 +221,8 @@ class DistillationTrainer(Trainer):
         if missing:
             asked = self._inputs_for("teacher", inputs)
             answer = answer | ask_without_head(self.teacher, asked, missing, self.heads_off.teacher)
-        return self.alignment(answer).at_positions(self.head, inputs)
+        answer = self.alignment(answer).at_positions(self.head, inputs)
+        return answer if self.heads_off.student is not None else with_whole_logits(answer)
 
     def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
         """Labels and masks, with the window's counts in training and without other processes' copies in evaluation."""
@@ -263,7 +265,8 @@ class DistillationTrainer(Trainer):
     def open_cache(self) -> None:
         """Look answers up in the cache that keeps what the losses need."""
         if self.cache_keeper is not None:
-            self.data_collator.cache = self.cache_keeper.cache(self.losses.teacher_needs)
+            over = self.losses.teacher_logits_over()
+            self.data_collator.cache = self.cache_keeper.cache(self.losses.teacher_needs, over)
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         own = self.data_collator
@@ -320,6 +323,10 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
+        if self.student_completions is not None:  # before anything is counted
+            student = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+            step = self.state.global_step
+            epoch_iterator = self.student_completions.of_window(epoch_iterator, student, step)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             counts = torch.stack([Batch.from_inputs(batch, self.head).counts() for batch in batches]).sum(0).to(device)

@@ -19,6 +19,7 @@ from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.mapping import LayerMapping
 from hf_distill.secrets import without_tokens
 
+CACHED_LOGITS = ("auto", "full", "hidden_state", "top_k")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -40,6 +41,7 @@ class DistillationTrainingArguments(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "layer_mapping",
         "teacher_model_init_kwargs",
+        "student_generation_kwargs",
     ]
 
     temperature: float = field(
@@ -126,9 +128,23 @@ class DistillationTrainingArguments(TrainingArguments):
     teacher_cache_dtype: str = field(
         default="float16",
         metadata={
-            "help": "Precision of hidden states and attention maps in the cache; logits are kept in float32.",
+            "help": "Precision of hidden states, attention maps and log-probabilities in the cache; full logits are "
+            "kept in float32.",
             "choices": ["float16", "float32"],
         },
+    )
+    teacher_cache_logits: str = field(
+        default="auto",
+        metadata={
+            "help": "What a cache keeps of a language model's logits: all of them ('full'), the last hidden state, of "
+            "which the teacher's head makes them again ('hidden_state'), or the likeliest and the sum of the rest "
+            "('top_k': smallest and fastest, biased). 'auto' is the hidden state where the head can be taken off. "
+            "All but 'full' are kept at supervised positions only.",
+            "choices": list(CACHED_LOGITS),
+        },
+    )
+    teacher_cache_top_k: int = field(
+        default=64, metadata={"help": "How many classes teacher_cache_logits='top_k' keeps at each position."}
     )
     teacher_batch_size: int = field(
         default=32, metadata={"help": "Rows that the teacher is asked about at once while the cache is filled."}
@@ -140,6 +156,20 @@ class DistillationTrainingArguments(TrainingArguments):
             "the same. Unset means where it was measured to help: on the CPU."
         },
     )
+    student_generation_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training batches in which the student writes what follows the prompts, and learns "
+            "from what the teacher says of that (causal language models; needs hard_label_weight=0)."
+        },
+    )
+    student_generation_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments of generate for these batches, as JSON; 128 new tokens from the student's own "
+            "distribution where nothing is said."
+        },
+    )
     eval_with_teacher: bool = field(
         default=True,
         metadata={
@@ -149,17 +179,22 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.teacher_model_init_kwargs, str):
-            raise ValueError(
-                "teacher_model_init_kwargs must be a dict or JSON that starts with "
-                f"'{{', got {self.teacher_model_init_kwargs!r}."
-            )
-        choices = {"teacher_dtype": TEACHER_DTYPES, "teacher_cache_dtype": ("float16", "float32")}
+        for name in ("teacher_model_init_kwargs", "student_generation_kwargs"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a dict or JSON that starts with '{{', got {getattr(self, name)!r}.")
+        if not 0.0 <= self.student_generation_share <= 1.0:
+            raise ValueError(f"student_generation_share must lie in [0, 1], got {self.student_generation_share}.")
+        choices = {
+            "teacher_dtype": TEACHER_DTYPES,
+            "teacher_cache_dtype": ("float16", "float32"),
+            "teacher_cache_logits": CACHED_LOGITS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.teacher_batch_size < 1:
-            raise ValueError(f"teacher_batch_size must be at least 1, got {self.teacher_batch_size}.")
+        for name in ("teacher_batch_size", "teacher_cache_top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         self.layer_mapping = _with_integer_keys(self.layer_mapping)
         build_losses(self)  # a wrong value is told now, not after the models are loaded
 
@@ -181,7 +216,7 @@ LOSS_FIELDS: dict[str, Any] = {
     f.name: f.default
     for f in fields(DistillationTrainingArguments)
     if f.name not in {inherited.name for inherited in fields(TrainingArguments)}
-    and not f.name.startswith(("teacher_", "eval_", "padding_"))
+    and not f.name.startswith(("teacher_", "eval_", "padding_", "student_"))
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_distill.functional import at_least_fp32
+from hf_distill.top_k import TopKLogits
 
 # Logits of one model that are held at a time: 32 MB of them in fp32. Fewer make the products with the head's weight
 # thinner and slower.
@@ -70,7 +71,7 @@ class UnprojectedLogits:
         return finished(F.linear(self.hidden, weight, bias), self.scale, self.softcap)
 
 
-Logits = Tensor | UnprojectedLogits
+Logits = Tensor | UnprojectedLogits | TopKLogits
 
 
 def finished(linear: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -87,16 +88,24 @@ def first_classes(logits: Logits, count: int) -> Logits:
     """Logits without the last classes. Shape: (..., V) -> (..., count)."""
     if logits.shape[-1] <= count:
         return logits  # a slice of everything would still cost a copy in the backward pass
-    return logits.first_classes(count) if isinstance(logits, UnprojectedLogits) else logits[..., :count]
+    return logits[..., :count] if isinstance(logits, Tensor) else logits.first_classes(count)
 
 
 def materialised(logits: Logits) -> Tensor:
     """Logits as a tensor. Shape: (..., V)."""
+    if isinstance(logits, TopKLogits):
+        raise TypeError("Of these logits only the likeliest classes are known.")
     return logits.materialise() if isinstance(logits, UnprojectedLogits) else logits
 
 
-Terms = Callable[[Tensor, Tensor | None, slice], Tensor]
-Rows = Callable[[slice], Tensor | None]
+def computed(logits: Logits) -> Tensor | TopKLogits:
+    """Logits as a tensor, or what is known of them."""
+    return logits if isinstance(logits, TopKLogits) else materialised(logits)
+
+
+Computed = Tensor | TopKLogits
+Terms = Callable[[Tensor, Computed | None, slice], Tensor]
+Rows = Callable[[slice], Computed | None]
 
 
 def sum_over_chunks(

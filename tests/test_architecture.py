@@ -11,11 +11,12 @@ PACKAGE = Path(hf_distill.__file__).parent
 # Room -> the rooms it may import from. A module is its own room, a folder is one.
 MAY_IMPORT = {
     "functional": set(),
-    "unprojected": {"functional"},
+    "top_k": {"functional"},
+    "unprojected": {"functional", "top_k"},
     "activations": {"unprojected"},
     "mapping": set(),
     "projection": set(),
-    "batch": {"activations", "unprojected"},
+    "batch": {"activations", "top_k", "unprojected"},
     "batching": {"activations"},
     "random_state": set(),
     "schedules": set(),
@@ -25,24 +26,28 @@ MAY_IMPORT = {
     "similarity": {"functional"},
     "output_head": {"functional", "activations", "heads", "unprojected"},
     "losses": {
-        "functional", "activations", "batch", "mapping", "projection", "schedules", "similarity", "unprojected",
+        "functional", "activations", "batch", "mapping", "projection", "schedules", "similarity", "top_k",
+        "unprojected",
     },
-    "teachers": {"activations", "alignment", "batching", "heads", "random_state", "recording", "unprojected"},
+    "teachers": {
+        "activations", "alignment", "batch", "batching", "heads", "output_head", "random_state", "recording", "top_k",
+        "unprojected",
+    },
     "alignment": {"activations", "unprojected"},
     "tasks": {"heads"},
-    "transfer": {"activations", "tasks", "teachers"},
+    "transfer": {"activations", "heads", "random_state", "tasks", "teachers"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping", "secrets"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
     "secrets": set(),
     "reports": {"functional", "activations", "heads", "losses", "random_state", "secrets"},
-    "refusals": {"activations", "heads", "losses", "training_args"},
+    "refusals": {"activations", "heads", "losses", "training_args", "transfer"},
     "preflight": {
         "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "recording",
-        "teachers",
+        "refusals", "teachers", "transfer",
     },
-    "caching": {"preflight", "teachers"},
+    "caching": {"heads", "losses", "output_head", "preflight", "teachers"},
     "trainer": {
         "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
         "refusals", "reports", "schedules", "secrets", "teachers", "term_log", "training_args", "transfer",
@@ -60,7 +65,7 @@ MAY_IMPORT = {
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
 TORCH_ALONE = (
-    "functional", "unprojected", "activations", "batch", "batching", "mapping", "projection", "schedules",
+    "functional", "top_k", "unprojected", "activations", "batch", "batching", "mapping", "projection", "schedules",
     "similarity", "term_log",
 )  # fmt: skip
 

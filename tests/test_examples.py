@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers as hf
 
@@ -155,3 +156,52 @@ class TestHyperparameterSearch:
         monkeypatch.setattr(script, "find_spec", lambda name: None)
         with pytest.raises(SystemExit, match=r"pip install 'optuna>=4'"):
             script.main(["--output_dir", str(tmp_path)])
+
+
+class TestCausalLM:
+    @pytest.fixture
+    def flags(self, tmp_path):
+        """A tiny Llama with a tokenizer in a folder, and 30 documents."""
+        words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+        model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+        model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        hf.PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]").save_pretrained(tmp_path / "llama")
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+        hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "llama")
+        (tmp_path / "text").mkdir()
+        for i in range(30):
+            text = " ".join(WORDS[(i + j * j) % 20] for j in range(220))
+            (tmp_path / "text" / f"{i}.txt").write_text(text)
+        return [
+            "--teacher", str(tmp_path / "llama"), "--text", str(tmp_path / "text"), "--layers", "0", "3",
+            "--steps", "3", "--length", "16", "--test_documents", "4", "--validation_documents", "2",
+        ]  # fmt: skip
+
+    def test_teacher_and_both_students_are_compared(self, example, flags, tmp_path, capsys):
+        lines = example("causal_lm").main([*flags, "--json", str(tmp_path / "out.json")])
+        assert list(lines) == [
+            "teacher", "student before training", "distilled student", "same student, without teacher",
+        ]  # fmt: skip
+        assert len({tuple(line["test"]) for line in lines.values()}) == 4
+        assert "nats per token (mean and standard error" in capsys.readouterr().out
+        assert json.loads((tmp_path / "out.json").read_text())["lines"].keys() == lines.keys()
+
+    def test_perplexity_is_that_of_the_loss_that_transformers_computes(self, example, flags):
+        script = example("causal_lm")
+        model = hf.AutoModelForCausalLM.from_pretrained(flags[1])
+        documents = [torch.randint(22, (5, 16)).tolist(), torch.randint(22, (3, 16)).tolist()]
+        expected = [model(input_ids=torch.tensor(d), labels=torch.tensor(d)).loss.item() for d in documents]
+        assert script.losses(model, documents, 2) == pytest.approx(expected, rel=1e-5)
+
+    def test_a_cache_changes_no_result(self, example, flags, tmp_path):
+        script = example("causal_lm")
+        plain, kept = (script.main([*flags, *more]) for more in ([], ["--teacher_cache_dir", str(tmp_path / "cache")]))
+        distilled = script.DISTILLED
+        assert kept[distilled]["test"] == pytest.approx(plain[distilled]["test"], rel=1e-3)
+
+    def test_the_text_that_comes_with_the_examples_is_long_enough(self, example):
+        data = example("_lm_data")
+        documents = data.film_reviews()
+        assert len(documents) == 100
+        assert min(len(text.split()) for text in documents) > 4 * 64

@@ -35,6 +35,10 @@ SETTINGS = {
     "teacher_cache_dtype": "float32",
     "teacher_batch_size": 8,
     "padding_free": False,
+    "teacher_cache_logits": "top_k",
+    "teacher_cache_top_k": 8,
+    "student_generation_share": 0.5,
+    "student_generation_kwargs": {"max_new_tokens": 16},
     "eval_with_teacher": False,
 }
 
@@ -221,7 +225,9 @@ def test_a_weight_of_zero_drops_the_term_alone(base, dropped):
 def test_changed_loss_fields_are_the_loss_settings_that_differ(base):
     assert changed_loss_fields(TrainingArguments(**base)) == {}
     assert changed_loss_fields(DistillationTrainingArguments(**base)) == {}
-    about_the_teacher = {key: value for key, value in SETTINGS.items() if key.startswith(("teacher_", "eval_"))}
+    about_the_teacher = {
+        key: value for key, value in SETTINGS.items() if key.startswith(("teacher_", "eval_", "student_"))
+    }
     assert changed_loss_fields(DistillationTrainingArguments(**base, **about_the_teacher)) == {}
     changed = changed_loss_fields(DistillationTrainingArguments(**base, **SETTINGS))
     assert changed == {

@@ -3,7 +3,8 @@
 Variants of a job learn from the same rows with the same loss (forward KL at temperature 1 at every labelled position),
 and each line says how far its loss is from that of the naive loop. CPU time of this process on one thread, variants
 interleaved round by round; a ratio is the median of the rounds' own ratios. Memory is the peak of a fresh process that
-trains two steps. TRL's own losses are lines of the table where TRL is installed.
+trains two steps. TRL's own losses are lines of the table where TRL is installed. The cached variants are epoch 2 on:
+the teacher's answers are read from disk in every step, and there is no teacher.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ except ImportError:
     GKDTrainer = ChunkedDivergenceFunction = None
 
 TEACHERS = {"masked": (12, 768, 12), "causal": (8, 768, 12)}
+OURS, BY_STATE, BY_TOP_K = "hf_distill", "hf_distill, cached last hidden state", "hf_distill, cached top-64"
+KEPT = {BY_STATE: "hidden_state", BY_TOP_K: "top_k"}
 STUDENTS = {"6x768": (6, 768, 12), "4x312": (4, 312, 12), "4x384": (4, 384, 6)}
 # Job -> head, student, vocabulary, rows, tokens of a row.
 JOBS: dict[str, tuple[str, str, int, int, int]] = {
@@ -41,6 +44,8 @@ JOBS: dict[str, tuple[str, str, int, int, int]] = {
     "causal LM": ("causal", "4x384", 32_000, 2, 256),
     "large vocabulary": ("causal", "4x384", 151_936, 2, 512),
 }
+
+CACHED = ("causal LM", "masked LM, 6x768", "masked LM, 4x312")
 
 
 def model(head: str, shape: tuple[int, int, int], vocabulary: int, seed: int) -> Any:
@@ -120,18 +125,23 @@ def step_of(variant: str, job: str, scratch: str) -> Step:
     functions = {
         "naive loop": naive, "plain fine-tuning": plain, "TRL, GKD's loss": trl_loss, "TRL, chunked kernel": trl_kernel
     }  # fmt: skip
-    if variant == "hf_distill":
+    if variant in (OURS, *KEPT):
+        cache = (
+            {"teacher_cache_dir": f"{scratch}/cache", "teacher_cache_logits": KEPT[variant]} if variant in KEPT else {}
+        )
         args = DistillationTrainingArguments(
-            scratch, use_cpu=True, report_to="none", temperature=1.0, hard_label_weight=0.0,
-            per_device_train_batch_size=len(labels), seed=0,
+            scratch, use_cpu=True, report_to="none", temperature=1.0, hard_label_weight=0.0, disable_tqdm=True,
+            per_device_train_batch_size=len(labels), seed=0, teacher_dtype="float32", **cache,
         )  # fmt: skip
         data = [{key: value[i] for key, value in rows.items()} for i in range(len(labels))]
         trainer = DistillationTrainer(student, args, torch.utils.data.default_collate, data, teacher_model=teacher)
+        collate = trainer.get_train_dataloader().collate_fn  # the cache is full now
+        trainer.teacher.model = teacher = None if variant in KEPT else teacher
         student.train()
 
     def step() -> torch.Tensor:
-        if variant == "hf_distill":
-            loss = trainer.compute_loss(student, rows)
+        if variant in (OURS, *KEPT):
+            loss = trainer.compute_loss(student, collate(data))
         else:
             loss = functions[variant](job, student, teacher, inputs, labels)
         loss.backward()
@@ -145,7 +155,7 @@ def step_of(variant: str, job: str, scratch: str) -> Step:
 def variants_of(job: str) -> list[str]:
     """Those that can be run here."""
     trl = ["TRL, GKD's loss", "TRL, chunked kernel"] if GKDTrainer is not None and JOBS[job][0] == "causal" else []
-    return ["naive loop", "plain fine-tuning", "hf_distill", *trl]
+    return ["naive loop", "plain fine-tuning", OURS, *(KEPT if job in CACHED else ()), *trl]
 
 
 def timed(job: str, rounds: int) -> dict[str, dict[str, Any]]:

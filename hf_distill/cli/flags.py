@@ -62,8 +62,9 @@ def parse(argv: list[str]) -> tuple[str, Flags, dict[str, Any]]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(rest)
+    kind: Any = Flags
     ours = HfArgumentParser(
-        Flags, prog="hf-distill", allow_abbrev=False, formatter_class=argparse.HelpFormatter,
+        kind, prog="hf-distill", allow_abbrev=False, formatter_class=argparse.HelpFormatter,
         usage="hf-distill [run|check|student|cache|report|export] --teacher NAME_OR_FOLDER --dataset NAME_OR_FILE ...",
         description="Distil a teacher into a small student. DistillationTrainingArguments' fields are flags too.",
     )  # fmt: skip
@@ -86,7 +87,8 @@ def _from_file(config: str | None) -> list[str]:
 
 def _given(rest: list[str]) -> dict[str, Any]:
     """The trainer's arguments that the command line names, and no defaults."""
-    parser = HfArgumentParser(DistillationTrainingArguments, prog="hf-distill", allow_abbrev=False)
+    kind: Any = DistillationTrainingArguments
+    parser = HfArgumentParser(kind, prog="hf-distill", allow_abbrev=False)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     return vars(parser.parse_args(rest))

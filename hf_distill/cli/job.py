@@ -167,7 +167,7 @@ class Job:
         if baseline is not None:
             models["baseline"] = (baseline, reader)
         logits = {name: answers(m, self.task, test, r, self.flags.max_length) for name, (m, r) in models.items()}
-        labels, read = labels_of(self.task, test), _read_by_all(logits.values())
+        labels, read = np.asarray(labels_of(self.task, test)), _read_by_all(logits.values())
         folders = {"student": made.folder, "baseline": self.folder / WITHOUT_TEACHER / "model"}
         costs = {name: self._cost(m, r, folders.get(name)) for name, (m, r) in models.items()}
         report = DistillationReport.from_outputs(
@@ -232,7 +232,7 @@ def _required(value: str | None, flag: str) -> str:
 
 
 def _read_by_all(logits: Any) -> np.ndarray:
-    return np.stack([np.isfinite(values).all(-1) for values in logits]).all(0)
+    return np.asarray(np.stack([np.isfinite(values).all(-1) for values in logits]).all(0))
 
 
 def _texts(task: Task, test: Dataset, read: np.ndarray) -> list[str] | None:

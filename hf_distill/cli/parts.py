@@ -73,7 +73,7 @@ def cache(job: Job) -> Result:
     """The teacher's answers about the transfer set alone."""
     _ = job.folder, job.task
     recipe = job.recipe()
-    judgement = recipe.judged(recipe.teacher_rows)
+    judgement = recipe.judged(recipe.transfer_rows())
     return {"rows": len(judgement.positions), "folder": str(judgement.cache.folder)}
 
 

@@ -16,6 +16,7 @@ from hf_distill.functional.divergences import (
     skewed_reverse_kl_divergence,
     total_variation_distance,
 )
+from hf_distill.functional.grouped import LOG_OF_NOTHING, grouped_log_probabilities
 from hf_distill.functional.precision import at_least_fp32, require_same_shape
 from hf_distill.functional.responses import decoupled_kl_divergences, pairwise_ranking_divergence
 from hf_distill.functional.vectors import (
@@ -27,11 +28,13 @@ from hf_distill.functional.vectors import (
 )
 
 __all__ = [
+    "LOG_OF_NOTHING",
     "at_least_fp32",
     "attention_kl_divergence",
     "binary_logits",
     "cosine_distance",
     "decoupled_kl_divergences",
+    "grouped_log_probabilities",
     "jensen_shannon_divergence",
     "kl_divergence",
     "mean_squared_error",

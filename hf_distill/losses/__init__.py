@@ -4,7 +4,7 @@
 
 from hf_distill.losses.attention import AttentionLoss
 from hf_distill.losses.attention_relations import AttentionRelationLoss
-from hf_distill.losses.base import DistillationLoss, LossTerms, evaluate_losses
+from hf_distill.losses.base import DistillationLoss, LossTerms, evaluate_losses, refuse_top_k
 from hf_distill.losses.cka import CKALoss
 from hf_distill.losses.contrastive import ContrastiveLoss
 from hf_distill.losses.decoupled import DecoupledLoss
@@ -38,4 +38,5 @@ __all__ = [
     "SoftTargetLoss",
     "evaluate_losses",
     "hard_label_names",
+    "refuse_top_k",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hf_distill.activations import TRAITS, Activations, Head, Needs, Shapes
 from hf_distill.batch import Batch, Over
 from hf_distill.schedules import Moment, Schedule
-from hf_distill.unprojected import UnprojectedLogits, materialised, sum_over_chunks
+from hf_distill.top_k import TopKLogits
+from hf_distill.unprojected import Computed, UnprojectedLogits, computed, sum_over_chunks
 
 
 class DistillationLoss(nn.Module):
@@ -45,6 +46,8 @@ class DistillationLoss(nn.Module):
         by_position: True where the loss reads logits alone, and its value is the sum of its values on parts of the
             positions that `over` names. Then the logits of a language model are never all computed at once. Holds for
             the `forward` that stands in the same class; a class that overrides it has to say so again.
+        reads_top_k: True where the loss takes any outcomes for classes, and so can compare the k likeliest classes and
+            all others as one ([`TopKLogits`]) instead of the whole vocabulary.
         needs_distributions: True where attention maps must be distributions, which those of a training student with
             attention dropout are not.
         needs_labels: True where the loss reads hard labels.
@@ -58,6 +61,7 @@ class DistillationLoss(nn.Module):
     over: Over = "predictions"
     couples_rows: bool = False
     by_position: bool = False
+    reads_top_k: bool = False
     needs_distributions: bool = False
     needs_labels: bool = False
     undefined_for: Mapping[str, str] = MappingProxyType({})
@@ -219,6 +223,12 @@ class LossTerms(nn.ModuleDict):
         """The names of the active losses that read hard labels."""
         return [name for name, loss in self.active().items() if loss.needs_labels]
 
+    def teacher_logits_over(self) -> Literal["predictions", "all_predictions"]:
+        """Where the teacher's logits are read: `"predictions"`, if it is known that no loss looks elsewhere."""
+        readers = [loss for loss in self.active().values() if loss.teacher_needs.logits]
+        inside = self.by_position() and all(loss.over in ("labels", "predictions") for loss in readers)
+        return "predictions" if inside else "all_predictions"
+
     def by_position(self) -> bool:
         """Whether no loss reads the logits otherwise than position by position."""
         return all(_is_by_position(loss) for loss in self.active().values() if _reads_logits(loss))
@@ -236,6 +246,8 @@ def evaluate_losses(
         () each.
     """
     logits = student.logits
+    if isinstance(teacher.logits, TopKLogits):
+        refuse_top_k(losses)
     if not isinstance(logits, UnprojectedLogits):
         return {name: loss(student, teacher, batch) for name, loss in losses.items()}
     swept = {name: loss for name, loss in losses.items() if _reads_logits(loss)}
@@ -244,15 +256,30 @@ def evaluate_losses(
         return others
     where = batch.positions({loss.over for loss in swept.values()})
 
-    def rows_of_teacher(rows: slice) -> Tensor | None:
-        return None if teacher.logits is None else materialised(teacher.logits[tuple(index[rows] for index in where)])
+    def rows_of_teacher(rows: slice) -> Computed | None:
+        return None if teacher.logits is None else computed(teacher.logits[tuple(index[rows] for index in where)])
 
-    def terms(ours: Tensor, theirs: Tensor | None, rows: slice) -> Tensor:
+    def terms(ours: Tensor, theirs: Computed | None, rows: slice) -> Tensor:
         part = batch.part(tuple(index[rows] for index in where))
         return torch.stack([loss(Activations(ours), Activations(theirs), part) for loss in swept.values()])
 
     sums = sum_over_chunks(terms, logits[where], rows_of_teacher, [loss.weight for loss in swept.values()])
     return dict(zip(swept, sums.unbind(), strict=True)) | others
+
+
+def refuse_top_k(losses: Mapping[str, DistillationLoss]) -> None:
+    """Refuse losses that need all of the teacher's logits.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for name, loss in losses.items():
+        if loss.teacher_needs.logits and not loss.reads_top_k:
+            raise ValueError(
+                f"The loss {name!r} ({type(loss).__name__}) reads all of the teacher's logits, but only the likeliest "
+                'classes were kept. Keep the answers with teacher_cache_logits="hidden_state", or use SoftTargetLoss '
+                "without standardize."
+            )
 
 
 def _reads_logits(loss: DistillationLoss) -> bool:

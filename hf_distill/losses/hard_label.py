@@ -46,7 +46,7 @@ class HardLabelLoss(DistillationLoss):
             self.undefined_for = {"regression": reason, "span": reason}
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-        logits = at_least_fp32(batch.select(student.logits, over="labels"))  # type: ignore[arg-type]  # (N, V), or (N,)
+        logits = at_least_fp32(batch.select(student.logits, over="labels"))  # (N, V), or (N,)
         if batch.labels is None:
             return batch.mean(logits.flatten(), over="labels")  # nothing selected: a zero that still has a gradient
         labels = batch.select(batch.labels, over="labels")  # (N,)

@@ -67,7 +67,7 @@ class SoftTargetLoss(ResponseLoss):
     """
 
     temperature: float
-    by_position = True
+    by_position = reads_top_k = True
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
@@ -99,7 +99,7 @@ class SoftTargetLoss(ResponseLoss):
         self.skew = skew
         self.standardize = standardize
         if standardize:
-            self.undefined_for = _NOT_STANDARDIZED
+            self.undefined_for, self.reads_top_k = _NOT_STANDARDIZED, False
         self.citation = "\n\n".join([self.citation, *_sources(divergence, standardize)])
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:

@@ -36,7 +36,8 @@ def answers(
         rows = task.encode(dataset.select_columns(columns), processing_class, max_length)
         words = word_ids(task, dataset, processing_class, max_length) if task.kind == "words" else None
         order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
-    collate, found = task.collator(processing_class), {}
+    collate = task.collator(processing_class)
+    found: dict[int, np.ndarray] = {}
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):

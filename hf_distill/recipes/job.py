@@ -79,7 +79,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.output_dir)
-        self.answers_dir = Path(self.answers_dir or self.folder / "answers")
+        self.answers = Path(self.answers_dir or self.folder / "answers")
         self.task = Task.of(self.teacher, self.train_dataset, self.input_columns, self.label_column)
         self.limits: dict[str, Any] = {
             "compression": self.compression, "max_parameters": self.max_parameters, "max_mb": self.max_mb,
@@ -216,10 +216,16 @@ class Job:
         columns = list(self.task.inputs) + [self.task.label] * labels
         return self.task.encode(data.select_columns(columns), reader, self.max_length)
 
+    def transfer_rows(self) -> Any:
+        """The transfer set as the teacher reads it."""
+        if self.task.kind == "image":
+            return self.views
+        return self.encoded(self.transfer, self.processing_class, labels=False)
+
     def judged(self, rows: Any) -> Judgement:
         """What the teacher says about rows, asked once."""
         return judge(
-            rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.answers_dir,
+            rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.answers,
             state_positions="all" if self.task.kind == "words" else "first", dtype=self.dtype,
         )  # fmt: skip
 

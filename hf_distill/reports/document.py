@@ -78,7 +78,7 @@ def markdown(document: Document) -> str:
     for section in document.sections:
         blocks += [f"## {_escaped(section.title)}", *map(_escaped, section.text)]
         if section.table is not None:
-            blocks.append(_markdown_table(section.table))
+            blocks.append(markdown_table(section.table))
         if section.terms:
             blocks.append("\n".join(f"- **{_escaped(word)}**: {_escaped(meaning)}" for word, meaning in section.terms))
     return "\n\n".join(blocks) + "\n"
@@ -95,7 +95,8 @@ def html(document: Document, pictures: dict[str, Picture]) -> str:
     return environment.get_template("report.html.jinja").render(document=document, pictures=pictures)
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """One table, its columns aligned."""
     cells = [[_escaped(cell) for cell in row] for row in (table.columns, *table.rows)]
     columns = []
     for index, column in enumerate(zip(*cells, strict=True)):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.reports.answers import Answers, Texts
 from hf_distill.reports.curves import Curve
-from hf_distill.reports.document import html, markdown
+from hf_distill.reports.document import html, markdown, markdown_table
 from hf_distill.reports.files import as_json, write_together
 from hf_distill.reports.measure import Cost
 from hf_distill.reports.quality import ComputeMetrics, Gain, Metric, ModelResult
-from hf_distill.reports.sections import document
+from hf_distill.reports.sections import document, quality
 from hf_distill.reports.soft_answers import ClassSimilarity, Example
 
 if TYPE_CHECKING:
@@ -182,6 +182,11 @@ class DistillationReport:
     def to_markdown(self) -> str:
         """The report for reading in a repository or a model card."""
         return markdown(document(self))
+
+    def quality_table(self) -> str:
+        """Quality and fidelity of every model alone, as Markdown."""
+        table = quality(self).table
+        return "" if table is None else markdown_table(table)
 
     def to_html(self, figures: bool = True) -> str:
         """One HTML page that needs nothing else: style and pictures are inside.

@@ -37,7 +37,7 @@ STALLED = 1.5  # mean by median of the passes' times
 def document(report: DistillationReport) -> Document:
     """The report as headings, sentences and tables."""
     sections = [
-        _quality(report),
+        quality(report),
         _costs(report),
         _classes(report),
         _dark_knowledge(report),
@@ -113,7 +113,8 @@ def _highlights(report: DistillationReport) -> Iterator[tuple[str, str]]:
         yield times(factor), f"as fast at batch {size}"
 
 
-def _quality(report: DistillationReport) -> Section:
+def quality(report: DistillationReport) -> Section:
+    """The measures of every model."""
     rows = []
     for key in _keys(report):
         values = [{**model.metrics, **model.fidelity}.get(key, []) for model in report.models]

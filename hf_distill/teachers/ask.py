@@ -12,9 +12,10 @@ from torch import nn
 
 from hf_distill.activations import Needs
 from hf_distill.teachers.cache import Collate
-from hf_distill.teachers.cached import LABELS, column_names
+from hf_distill.teachers.cached import LABELS
 from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.keeper import CacheKeeper
+from hf_distill.teachers.kept_logits import KeptLogits
 from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.rows import fetch, row_lengths
 
@@ -31,6 +32,8 @@ def cache_teacher_outputs(
     batch_size: int = 32,
     dtype: str = "float32",
     state_dtype: str = "float16",
+    logits: str = "full",
+    top_k: int = 64,
     label_names: Sequence[str] = tuple(sorted(LABELS)),
     progress: bool = True,
 ) -> datasets.Dataset:
@@ -49,7 +52,12 @@ def cache_teacher_outputs(
         cache_dir: Where the answers are kept.
         batch_size: Rows that the teacher is asked about at once; those of like length go together.
         dtype: Precision that the teacher computes in: `"float32"`, `"bfloat16"` or `"float16"`.
-        state_dtype: Precision of stored hidden states and attention maps, `"float16"` or `"float32"`.
+        state_dtype: Precision of stored hidden states, attention maps and log-probabilities: `"float16"` or
+            `"float32"`.
+        logits: What is kept of a language model's logits, as `teacher_cache_logits`: `"full"`; `"hidden_state"`, the
+            last hidden state at supervised positions, of which training makes logits with the head of its
+            `teacher_model`; or `"top_k"`. Their columns are those of [`KeptLogits`].
+        top_k: How many classes `"top_k"` keeps.
         label_names: Columns of a batch that the teacher does not see.
         progress: Whether to show a bar.
 
@@ -60,7 +68,9 @@ def cache_teacher_outputs(
         raise ValueError(f"dtype must be one of {tuple(_DTYPES)}, got {dtype!r}.")
     asked = teacher if isinstance(teacher, OnlineTeacher | EnsembleTeacher) else OnlineTeacher(teacher)
     labels = [*label_names, "start_positions", "end_positions"]
-    keeper = CacheKeeper(str(cache_dir), asked, asked.head, labels, _DTYPES[dtype], state_dtype)
+    keeper = CacheKeeper(
+        str(cache_dir), asked, asked.head, labels, _DTYPES[dtype], state_dtype, KeptLogits(logits, top_k)
+    )
     cache = keeper.cache(needs)
     report = keeper.fill(
         dataset, dataset, data_collator, batch_size=batch_size, rank=0, world=1, progress=progress,
@@ -68,7 +78,7 @@ def cache_teacher_outputs(
     )  # fmt: skip
     if report is not None and progress:
         print(report.line(cache.folder))
-    rows: dict[str, list[Any]] = {name: [] for name in column_names(needs)}
+    rows: dict[str, list[Any]] = {name: [] for name in cache.store.columns}
     for start in range(0, len(row_lengths(dataset)), batch_size):
         features = fetch(dataset, range(start, min(start + batch_size, len(dataset))))
         where = cache.store.find(cache.keys(data_collator(features)))

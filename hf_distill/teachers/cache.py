@@ -7,10 +7,10 @@ to epoch is noticed, since its key is not there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_distill.activations import Activations, Head, Needs, Shapes
+from hf_distill.activations import Activations, Head, Needs
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.cached import (
     LABELS,
     STATES,
-    TEACHER_LOGITS,
     column_names,
     is_no_input,
     length_axes,
@@ -31,11 +30,14 @@ from hf_distill.teachers.cached import (
     teacher_view,
 )
 from hf_distill.teachers.fingerprint import fingerprint
+from hf_distill.teachers.kept_logits import KeptLogits, in_their_places, kept_positions
 from hf_distill.teachers.keys import content_keys, real_spans
+from hf_distill.teachers.notes import write_json
 from hf_distill.teachers.store import AnswerStore
 
-MANIFEST, SHAPES = "manifest.json", "shapes.json"
+MANIFEST = "manifest.json"
 Collate = Callable[[list[Any]], Mapping[str, Any]]
+_KEPT = "kept"  # beside a teacher's inputs, where its answers are kept
 
 
 class TeacherCache:
@@ -49,8 +51,9 @@ class TeacherCache:
             keeping them (`kept`).
         head: Whose logits these are.
         label_names: Inputs that are labels, and so not part of what the teacher sees.
-        state_dtype: Precision of stored hidden states and attention maps, `"float16"` or `"float32"`; logits are
-            always kept in fp32.
+        state_dtype: Precision of stored hidden states, attention maps and log-probabilities, `"float16"` or
+            `"float32"`; full logits are always kept in fp32.
+        logits: What is kept of logits.
         state_positions: `"all"` keeps hidden states of every token, `"first"` only those of each row's first.
     """
 
@@ -63,6 +66,7 @@ class TeacherCache:
         head: Head,
         label_names: Iterable[str] = (),
         state_dtype: str = "float16",
+        logits: KeptLogits = KeptLogits(),  # noqa: B008 (frozen)
         state_positions: str = "all",
     ) -> None:
         require_cacheable(needs)
@@ -73,12 +77,12 @@ class TeacherCache:
         if state_positions not in ("all", "first"):
             raise ValueError(f"state_positions must be 'all' or 'first', got {state_positions!r}.")
         self.teacher_name, self.needs, self.head, self.state_dtype = teacher.name, needs, head, state_dtype
-        self.state_positions = state_positions
+        self.logits, self.state_positions = logits, state_positions
         self._names = {name for name in teacher.input_names if name not in {*LABELS, *label_names}}
         self.home = teacher_folder(folder, teacher.name, teacher_fingerprint)
         self.folder, self.kept = self._matching_folder()
-        dtypes = {name: "float32" if name == TEACHER_LOGITS else state_dtype for name in column_names(self.kept)}
-        self.store = AnswerStore(self.folder, dtypes)
+        columns = dict.fromkeys(column_names(replace(self.kept, logits=False)), state_dtype)
+        self.store = AnswerStore(self.folder, (logits.columns(state_dtype) if self.kept.logits else {}) | columns)
 
     def lookup(self, inputs: Mapping[str, Any], required: bool) -> dict[str, Tensor]:
         """The columns of the teacher's answers for a collated batch; empty if a row is not known and none is required.
@@ -97,8 +101,12 @@ class TeacherCache:
         if unknown:
             return {}
         spans, columns = real_spans(inputs), {}
-        for name in column_names(self.needs):
+        of_logits = list(self.logits.columns(self.state_dtype)) if self.needs.logits else []
+        for name in [*of_logits, *column_names(replace(self.needs, logits=False))]:
             rows = self.store.read(positions, name)
+            if name in of_logits and not self.logits.is_full:
+                columns[name] = in_their_places(name, rows, self._positions(inputs))
+                continue
             axes = length_axes(name, self.head, spans is not None)
             if axes and spans is not None:
                 columns[name] = pad_rows(rows, axes, spans.shape[-1], spans.argmax(-1).tolist())
@@ -107,8 +115,13 @@ class TeacherCache:
         return columns
 
     def keys(self, inputs: Mapping[str, Any]) -> np.ndarray:
-        """What identifies each row of a collated batch. Shape: (B, 2)."""
-        return content_keys(teacher_view(inputs), self._names)
+        """What identifies each row of a collated batch: what the teacher sees, and which answers are kept. Shape:
+        (B, 2).
+        """
+        seen, names = teacher_view(inputs), self._names
+        if self.kept.logits and not self.logits.is_full:
+            seen, names = {**seen, _KEPT: self._positions(inputs).long()}, names | {_KEPT}
+        return content_keys(seen, names)
 
     def rows_of(self, answer: Activations, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """The teacher's answers for a batch, row by row, without padding, as they are stored.
@@ -116,24 +129,34 @@ class TeacherCache:
         Raises:
             ValueError: If a value does not fit into fp16.
         """
-        spans = real_spans(inputs)
+        spans = real_spans(teacher_view(inputs))
         if spans is not None and spans.ndim > 2 and (self.kept.hidden_states or self.kept.attentions):
             raise ValueError(
                 "Hidden states and attention maps of multiple choice cannot be cached, only its logits. Leave out "
                 "teacher_cache_dir, or drop those losses."
             )
-        return {
-            name: self._unpadded(name, tensor.detach().to("cpu"), spans)
-            for name, tensor in answer_columns(answer, self.kept).items()
-        }
+        rows: dict[str, list[Tensor]] = {}
+        full = replace(self.kept, logits=self.kept.logits and self.logits.is_full)
+        if self.kept.logits and not self.logits.is_full:
+            parts = self.logits.rows(answer.logits, self._positions(inputs))  # type: ignore[arg-type]
+            rows = {name: [self._narrowed(name, row) for row in some] for name, some in parts.items()}
+        for name, tensor in _answer_columns(answer, full).items():
+            rows[name] = self._unpadded(name, self._narrowed(name, tensor.detach().to("cpu")), spans)
+        return rows
 
-    def _unpadded(self, name: str, batch: Tensor, spans: np.ndarray | None) -> list[Tensor]:
-        kept = batch.to(getattr(torch, self.store.columns[name]))
+    def _positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        return kept_positions(inputs, self.head, self.logits.over)
+
+    def _narrowed(self, name: str, x: Tensor) -> Tensor:
+        kept = x.to(getattr(torch, self.store.columns[name]))
         if not bool(kept.isfinite().all()):
             raise ValueError(
-                f"{name} holds values that do not fit into {kept.dtype} (the largest is {batch.abs().max():.3g}). Set "
+                f"{name} holds values that do not fit into {kept.dtype} (the largest is {x.abs().max():.3g}). Set "
                 'teacher_cache_dtype="float32", or leave out teacher_cache_dir.'
             )
+        return kept
+
+    def _unpadded(self, name: str, kept: Tensor, spans: np.ndarray | None) -> list[Tensor]:
         axes = length_axes(name, self.head, spans is not None)
         if self.state_positions == "first" and name.startswith(STATES):
             firsts = [0] * len(kept) if spans is None else spans.argmax(-1).tolist()
@@ -151,25 +174,23 @@ class TeacherCache:
 
     def write_manifest(self, **facts: Any) -> None:
         """For people: whose answers these are, and how they were made."""
-        content = {"teacher": self.teacher_name, "state_dtype": self.state_dtype, **facts}
-        _write_json(self.folder / MANIFEST, content)
+        content = {"teacher": self.teacher_name, "state_dtype": self.state_dtype, "logits": vars(self.logits), **facts}
+        write_json(self.folder / MANIFEST, content)
 
     def _matching_folder(self) -> tuple[Path, Needs]:
         """The folder for exactly these needs, or one that keeps more layers; and what is kept there."""
-        positions = "" if self.state_positions == "all" else f"{self.state_positions}."
-        own = self.home / _folder_name(self.needs, positions + self.state_dtype)
-        asked = set(_short_names(self.needs))
+        stored = self.state_dtype if self.state_positions == "all" else f"{self.state_positions}.{self.state_dtype}"
+        own = self.home / _folder_name(self.needs, stored, self.logits)
+        asked = set(_short_names(self.needs, self.logits))
         if own.is_dir() or not self.home.is_dir():
             return own, self.needs
         for other in sorted(self.home.glob("*.*")):
             readable, _, dtype = other.name.partition(".")
             kept = set(readable.split("+"))
-            # Not for the sake of more attention maps: a teacher gives them only if a loss has asked.
-            if (
-                dtype == positions + self.state_dtype
-                and asked <= kept
-                and not any(name[0] == "a" for name in kept - asked)
-            ):
+            # Not for the sake of more attention maps: a teacher gives them only if a loss has asked. Nor of logits
+            # that are kept in another way.
+            more = {name for name in kept - asked if name != self.logits.name}
+            if dtype == stored and asked <= kept and not any(name[0] in "al" for name in more):
                 return other, _needs_of(kept)
         return own, self.needs
 
@@ -194,39 +215,12 @@ def require_cacheable(needs: Needs) -> None:
         )
 
 
-def answer_columns(answer: Activations, needs: Needs) -> dict[str, Tensor]:
+def _answer_columns(answer: Activations, needs: Needs) -> dict[str, Tensor]:
     """What a model returned, by column."""
     tensors = [answer.logits] if needs.logits else []
     tensors += [answer.hidden_states[i] for i in needs.hidden_states]  # type: ignore[union-attr]
     tensors += [answer.attentions[i] for i in needs.attentions]  # type: ignore[union-attr]
     return dict(zip(column_names(needs), tensors, strict=True))  # type: ignore[arg-type]
-
-
-def read_shapes(home: Path, needs: Needs, rows: int, length: int | None) -> Shapes | None:
-    """The shapes of all layers as a dry forward found them before, for a batch of this size; without those of the
-    logits. `None` if that forward did not return what is needed.
-    """
-    content = _read_json(home / SHAPES) or {"hidden_states": [], "attentions": []}
-
-    def sized(shape: Sequence[int | str]) -> tuple[int, ...]:
-        return (rows, *(int(length if size == "T" and length is not None else size) for size in shape[1:]))
-
-    states, maps = (tuple(map(sized, content[kind])) for kind in ("hidden_states", "attentions"))
-    known = (states or not needs.hidden_states) and (maps or not needs.attentions)
-    return Shapes(None, states, maps) if known else None
-
-
-def write_shapes(home: Path, shapes: Shapes, length: int | None) -> None:
-    """Keep the shapes of a dry forward, so that the next run need not load the teacher for them."""
-
-    def named(shape: Sequence[int], axes: tuple[int, ...]) -> list[int | str]:
-        return ["T" if axis in axes and size == length else size for axis, size in enumerate(shape)]
-
-    content = {
-        "hidden_states": [named(shape, (1,) if len(shape) == 3 else ()) for shape in shapes.hidden_states],
-        "attentions": [named(shape, (2, 3)) for shape in shapes.attentions],
-    }
-    _write_json(home / SHAPES, content)
 
 
 def teacher_fingerprint(teacher: Teacher, dtype: torch.dtype) -> str:
@@ -250,39 +244,23 @@ def model_inputs(batch: Mapping[str, Any], label_names: Iterable[str]) -> dict[s
     return {k: v for k, v in teacher_view(batch).items() if not is_no_input(k) and k not in set(label_names)}
 
 
-def _short_names(needs: Needs) -> list[str]:
-    prefix = {"teacher_hidden_states_": "h", "teacher_attentions_": "a", TEACHER_LOGITS: "logits"}
-    names = []
-    for column in column_names(needs):
-        long = next(long for long in prefix if column.startswith(long))
-        names.append(prefix[long] + column.removeprefix(long))
-    return names
+def _short_names(needs: Needs, logits: KeptLogits) -> list[str]:
+    layers = {"h": needs.hidden_states, "a": needs.attentions}
+    short = [f"{kind}{index}" for kind, indices in layers.items() for index in indices]  # type: ignore[union-attr]
+    return [logits.name, *short] if needs.logits else short
 
 
-def _needs_of(short_names: Iterable[str]) -> Needs:
+def _needs_of(short_names: Collection[str]) -> Needs:
     """The reverse of `_short_names`."""
     layers: dict[str, list[int]] = {"h": [], "a": []}
     for name in short_names:
-        if name != "logits":
+        if not name.startswith("logits"):
             layers[name[0]].append(int(name[1:]))
-    return Needs("logits" in set(short_names), tuple(sorted(layers["h"])), tuple(sorted(layers["a"])))
+    logits = any(name.startswith("logits") for name in short_names)
+    return Needs(logits, tuple(sorted(layers["h"])), tuple(sorted(layers["a"])))
 
 
-def _folder_name(needs: Needs, dtype: str) -> str:
+def _folder_name(needs: Needs, dtype: str, logits: KeptLogits) -> str:
     """`logits+h3+h6.float16`; a fingerprint where a file system would find that too long."""
-    readable = "+".join(_short_names(needs))
+    readable = "+".join(_short_names(needs, logits))
     return f"{readable if len(readable) <= 200 else fingerprint(readable)}.{dtype}"
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.activations import Activations, Head, Needs
+from hf_distill.output_head import OutputHead
+from hf_distill.teachers.kept_logits import (
+    LAST_HIDDEN_STATE,
+    TEACHER_LOGITS,
+    TOP_K,
+    TOP_K_CLASSES,
+    Over,
+    in_their_places,
+    kept_positions,
+)
 from hf_distill.teachers.keys import real_spans
+from hf_distill.top_k import TopKLogits
+from hf_distill.unprojected import Logits
 
 if TYPE_CHECKING:
     from hf_distill.teachers.cache import TeacherCache
 
 TEACHER_PREFIX = "teacher_"
-TEACHER_LOGITS = "teacher_logits"
 STATES, _MAPS = "teacher_hidden_states_", "teacher_attentions_"
+_ANSWERS = (TEACHER_LOGITS, LAST_HIDDEN_STATE, TOP_K, TOP_K_CLASSES, STATES, _MAPS)
 LABELS = frozenset({"labels", "label", "label_ids", "shift_labels", "num_items_in_batch"})
 
 
@@ -38,7 +50,7 @@ def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_encoding(name: str) -> bool:
-    return name.startswith(TEACHER_PREFIX) and not name.startswith((TEACHER_LOGITS, STATES, _MAPS))
+    return name.startswith(TEACHER_PREFIX) and not name.startswith(_ANSWERS)
 
 
 def column_names(needs: Needs) -> list[str]:
@@ -65,9 +77,32 @@ def brought(inputs: Mapping[str, Any]) -> Needs:
     return Needs(TEACHER_LOGITS in inputs, states, maps)
 
 
-def stored_answers(inputs: Mapping[str, Any], needs: Needs) -> tuple[Activations, Needs]:
-    """What a batch brings of the teacher's answers, and what is still to be asked for."""
-    logits = inputs.get(TEACHER_LOGITS) if needs.logits else None
+def brings(names: Iterable[str], needs: Needs) -> bool:
+    """Whether the columns of these names hold all that is needed.
+
+    >>> brings(["teacher_last_hidden_state"], Needs(logits=True))
+    True
+    """
+    have = set(names)
+    logits = any(have >= some for some in ({TEACHER_LOGITS}, {LAST_HIDDEN_STATE}, {TOP_K, TOP_K_CLASSES}))
+    return (logits or not needs.logits) and have >= set(column_names(replace(needs, logits=False)))
+
+
+def stored_answers(
+    inputs: Mapping[str, Any], needs: Needs, head: OutputHead | None = None, vocabulary: int = 0
+) -> tuple[Activations, Needs]:
+    """What a batch brings of the teacher's answers, and what is still to be asked for.
+
+    Args:
+        inputs: The batch.
+        needs: What is needed.
+        head: The teacher's output head, to make logits of its last hidden state.
+        vocabulary: How many classes the likeliest ones were chosen from.
+
+    Raises:
+        ValueError: If it is needed and not known.
+    """
+    logits = _stored_logits(inputs, head, vocabulary) if needs.logits else None
     states, maps = {}, {}
     if needs.hidden_states is not True:
         states = {i: inputs[f"{STATES}{i}"] for i in needs.hidden_states if f"{STATES}{i}" in inputs}
@@ -80,6 +115,22 @@ def stored_answers(inputs: Mapping[str, Any], needs: Needs) -> tuple[Activations
         attentions=_without(needs.attentions, maps),
     )
     return Activations(logits, states, maps), missing
+
+
+def _stored_logits(inputs: Mapping[str, Any], head: OutputHead | None, vocabulary: int) -> Logits | None:
+    if TEACHER_LOGITS in inputs:
+        return inputs[TEACHER_LOGITS]
+    if TOP_K in inputs:
+        return TopKLogits(inputs[TOP_K].float(), inputs[TOP_K_CLASSES].long(), vocabulary)
+    hidden = inputs.get(LAST_HIDDEN_STATE)
+    if hidden is None:
+        return None
+    if head is None:
+        raise ValueError(
+            f"The column {LAST_HIDDEN_STATE!r} needs the teacher's output head to make logits of it, but there is no "
+            "teacher_model whose head can be taken off. Pass it, or keep logits or top-k."
+        )
+    return head.unprojected(hidden.to(head.linear.weight.dtype))
 
 
 def _without(indices: Any, found: Mapping[int, Tensor]) -> Any:
@@ -103,7 +154,9 @@ class TeacherAnswersCollator:
     `teacher_attentions_<index>`, or from a teacher cache. A row's entry is what the teacher returned for it: logits
     (V,) for one answer a row, (T, V) for token tasks and language models, (2, T) for question answering (start, end);
     hidden states (T, H), attention maps (A, T, T). Rows of different length are padded as the wrapped collator padded
-    their tokens.
+    their tokens. A language model's logits may be kept shorter ([`KeptLogits`]), at the n supervised positions:
+    `teacher_last_hidden_state` (n, H), or `teacher_top_k_log_probabilities` (n, k + 1) and `teacher_top_k_classes`
+    (n, k).
 
     Args:
         collator: The collator for all other columns.
@@ -111,6 +164,7 @@ class TeacherAnswersCollator:
         padding_side: `"right"` or `"left"`, where the tokenizer pads.
         cache: Where answers are looked up that the rows do not bring.
         required: Whether a row that the cache does not know is an error; else its batch stays without answers.
+        over: Which positions are supervised, see `Batch.masks`.
     """
 
     collator: Callable[[list[Any]], dict[str, Any]]
@@ -118,6 +172,7 @@ class TeacherAnswersCollator:
     padding_side: str = "right"
     cache: TeacherCache | None = None
     required: bool = False
+    over: Over = "predictions"
 
     def __getattr__(self, name: str) -> Any:
         if name == "collator":  # not yet there while unpickling
@@ -132,12 +187,14 @@ class TeacherAnswersCollator:
         for column in columns:
             rows = [torch.as_tensor(row) for row in brought[column]]
             batch[column] = self._batched(column, [row.float() for row in rows], batch)
-        if self.cache is not None and not set(columns) >= set(column_names(self.cache.needs)):
+        if self.cache is not None and not brings(columns, self.cache.needs):
             for column, answers in self.cache.lookup(batch, self.required).items():
                 batch.setdefault(column, answers)
         return batch
 
     def _batched(self, column: str, rows: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
+        if column in (LAST_HIDDEN_STATE, TOP_K, TOP_K_CLASSES):
+            return in_their_places(column, rows, kept_positions(batch, self.head, self.over))
         axes = length_axes(column, self.head, "input_ids" in batch)
         if not axes:
             return torch.stack(rows)

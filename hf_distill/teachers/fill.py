@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.random_state import preserved_random_state
-from hf_distill.teachers.cache import Collate, TeacherCache, answer_columns, model_inputs
+from hf_distill.teachers.cache import Collate, TeacherCache, model_inputs
+from hf_distill.teachers.cached import teacher_view
 from hf_distill.teachers.keys import real_spans
 from hf_distill.teachers.rows import batches_of_like_length, fetch, require_rows, row_lengths
+from hf_distill.teachers.store import AnswerStore
 
 FLUSH_SECONDS = 10.0  # what a killed run has to ask again at most
 FLUSH_BYTES = 64 << 20
@@ -36,7 +38,8 @@ class FillReport:
         asked: How many of them the teacher had to be asked about.
         tokens: Their tokens (rows, for inputs without tokens).
         seconds: How long it took.
-        megabytes: Size of the whole cache on disk, in 10^6 bytes.
+        megabytes: Size of the whole cache on disk, the output head that it needs too, in 10^6 bytes.
+        token_bytes: Size of what was kept for one of these tokens.
         error: Relative error of the answers against fp32, where the teacher ran in less.
     """
 
@@ -45,20 +48,22 @@ class FillReport:
     tokens: int = 0
     seconds: float = 0.0
     megabytes: float = 0.0
+    token_bytes: float = 0.0
     error: float | None = None
 
     def line(self, folder: Any) -> str:
         """The one line that is printed at the end."""
         speed = f", {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.asked else ""
+        size = f" ({self.token_bytes:,.0f} bytes a token)" if self.asked else ""
         error = "" if self.error is None else f"; reduced precision changes the answers by {self.error:.1e}"
         return (
             f"Teacher cache: asked about {self.asked:,} of {self.rows:,} rows in {self.seconds:.1f} s{speed}; "
-            f"{self.megabytes:.1f} MB in {folder}{error}"
+            f"{self.megabytes:.1f} MB in {folder}{size}{error}"
         )
 
 
 @dataclass
-class _Pending:
+class Pending:
     """Answers that are not yet on disk."""
 
     keys: list[np.ndarray] = field(default_factory=list)
@@ -75,9 +80,9 @@ class _Pending:
     def is_due(self) -> bool:
         return self.bytes > FLUSH_BYTES or time.monotonic() - self.since > FLUSH_SECONDS
 
-    def write_to(self, cache: TeacherCache) -> None:
+    def write_to(self, store: AnswerStore) -> None:
         if self.keys:
-            cache.store.write(np.concatenate(self.keys), self.rows)
+            store.write(np.concatenate(self.keys), self.rows)
         self.keys, self.rows, self.bytes, self.since = [], {}, 0, time.monotonic()
 
 
@@ -125,51 +130,61 @@ class Filler:
         return report
 
     def _fill(self, dataset: Any, batches: list[list[int]], report: FillReport) -> None:
-        pending, padding_matters = _Pending(), None
+        pending, padding_matters, kept = Pending(), None, 0
         total = sum(map(len, batches))
         with tqdm(total=total, desc="Asking the teacher", unit=" rows", disable=not self.progress) as bar:
             for indices in batches:
-                rows, inputs, keys = self._unknown(fetch(dataset, indices))
+                rows, batch, keys = self._unknown(fetch(dataset, indices))
                 if rows:
                     if padding_matters is None:
                         padding_matters = self._padding_matters(dataset, batches)
-                        report.error = self._error(inputs)
-                    self._ask_about(rows, inputs, keys, pending, padding_matters)
+                        report.error = self._error(batch)
+                    kept += self._ask_about(rows, batch, keys, pending, padding_matters)
                     report.asked += len(rows)
-                    report.tokens += count_tokens(inputs)
+                    report.tokens += count_tokens(teacher_view(batch))
                 report.rows += len(indices)
                 bar.update(len(indices))
                 if pending.is_due():
                     self._require_space(pending, report, total)
-                    pending.write_to(self.cache)
-        pending.write_to(self.cache)
+                    pending.write_to(self.cache.store)
+        pending.write_to(self.cache.store)
+        report.token_bytes = kept / max(report.tokens, 1)
 
     def _ask_about(
-        self, rows: list[Any], inputs: dict[str, Any], keys: np.ndarray, pending: _Pending, one_length: bool
-    ) -> None:
-        for some in _groups_of_one_length(inputs) if one_length else [np.arange(len(rows))]:
-            part = inputs if len(some) == len(rows) else self._inputs([rows[i] for i in some])
-            answer = self.ask(part, self.cache.kept, self.dtype)
-            pending.add(keys[some], self.cache.rows_of(answer, part))
+        self, rows: list[Any], batch: Mapping[str, Any], keys: np.ndarray, pending: Pending, one_length: bool
+    ) -> int:
+        """The bytes of the answers."""
+        size = 0
+        for some in _groups_of_one_length(teacher_view(batch)) if one_length else [np.arange(len(rows))]:
+            part = batch if len(some) == len(rows) else self._batch([rows[i] for i in some])
+            answers = self._answers(part, self.dtype)
+            pending.add(keys[some], answers)
+            size += sum(row.nbytes for tensors in answers.values() for row in tensors)
+        return size
 
-    def _inputs(self, rows: list[Any]) -> dict[str, Any]:
-        return model_inputs(self.collate(list(rows)), self.label_names)
+    def _answers(self, batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, list[Tensor]]:
+        """What is kept of a batch."""
+        answer = self.ask(model_inputs(batch, self.label_names), self.cache.kept, dtype)
+        return self.cache.rows_of(answer, batch)
 
-    def _unknown(self, rows: list[Any]) -> tuple[list[Any], dict[str, Any], np.ndarray]:
+    def _batch(self, rows: list[Any]) -> Mapping[str, Any]:
+        return self.collate(list(rows))
+
+    def _unknown(self, rows: list[Any]) -> tuple[list[Any], Mapping[str, Any], np.ndarray]:
         """The rows that are not in the cache, collated, with their keys."""
-        inputs = self._inputs(rows)
-        keys = self.cache.keys(inputs)
+        batch = self._batch(rows)
+        keys = self.cache.keys(batch)
         unknown = np.flatnonzero(self.cache.store.find(keys) < 0)
         if len(unknown) in (0, len(rows)):
-            return (rows if len(unknown) else []), inputs, keys
+            return (rows if len(unknown) else []), batch, keys
         rows = [rows[i] for i in unknown]
-        return rows, self._inputs(rows), keys[unknown]
+        return rows, self._batch(rows), keys[unknown]
 
     # ---- What is looked at first ----
 
     def _require_fixed_rows(self, dataset: Any) -> None:
         some = np.unique(np.linspace(0, len(dataset) - 1, num=min(8, len(dataset)), dtype=int)).tolist()
-        first, *others = (self.cache.keys(self._inputs(fetch(dataset, some))) for _ in range(3))
+        first, *others = (self.cache.keys(self._batch(fetch(dataset, some))) for _ in range(3))
         changed = int(max((first != other).any(1).sum() for other in others))
         if changed:
             raise ValueError(
@@ -183,27 +198,19 @@ class Filler:
         are asked about together.
         """
         shortest, longest = fetch(dataset, [batches[-1][-1]])[0], fetch(dataset, [batches[0][0]])[0]
-        alone, beside = self._inputs([shortest]), self._inputs([shortest, longest])
-        answers = [self.ask(inputs, self.cache.kept, self.dtype) for inputs in (alone, beside)]
-        rows = [self.cache.rows_of(a, inputs) for a, inputs in zip(answers, (alone, beside), strict=True)]
-        return any(
-            float((ours[0].float() - theirs[0].float()).norm() / theirs[0].float().norm().clamp(min=1e-6))
-            > _MATTERS.get(self.dtype, 5e-2)
-            for ours, theirs in zip(rows[1].values(), rows[0].values(), strict=True)
-        )
+        alone, beside = self._batch([shortest]), self._batch([shortest, longest])
+        exact, ours = (self._answers(batch, self.dtype) for batch in (alone, beside))
+        first = {name: rows[:1] for name, rows in ours.items()}
+        return _relative_error(first, exact) > _MATTERS.get(self.dtype, 5e-2)
 
-    def _error(self, inputs: dict[str, Any]) -> float | None:
+    def _error(self, batch: Mapping[str, Any]) -> float | None:
         """Relative error of this precision on one batch."""
         if self.dtype == torch.float32:
             return None
-        exact, reduced = (
-            answer_columns(self.ask(inputs, self.cache.kept, dtype), self.cache.kept)
-            for dtype in (torch.float32, self.dtype)
-        )
-        errors = [(reduced[n].float() - exact[n].float()).norm() / exact[n].float().norm() for n in exact]
-        return float(torch.stack(errors).max())
+        exact, reduced = (self._answers(batch, dtype) for dtype in (torch.float32, self.dtype))
+        return _relative_error(reduced, exact)
 
-    def _require_space(self, pending: _Pending, report: FillReport, total: int) -> None:
+    def _require_space(self, pending: Pending, report: FillReport, total: int) -> None:
         """The longest rows come first, so this is an upper bound."""
         needed = pending.bytes / max(sum(map(len, pending.keys)), 1) * (total - report.rows)
         self.cache.folder.mkdir(parents=True, exist_ok=True)
@@ -219,6 +226,16 @@ def count_tokens(inputs: Mapping[str, Any]) -> int:
     """Real tokens of a batch; rows where the input has none."""
     spans = real_spans(inputs)
     return int(spans.sum()) if spans is not None else len(next(v for v in inputs.values() if isinstance(v, Tensor)))
+
+
+def _relative_error(ours: Mapping[str, list[Tensor]], exact: Mapping[str, list[Tensor]]) -> float:
+    """Of the output that is worst; class indices have none."""
+    errors = [0.0]
+    for name, rows in exact.items():
+        if rows[0].is_floating_point():
+            a, b = (torch.cat([row.float().flatten() for row in some]) for some in (ours[name], rows))
+            errors.append(float((a - b).norm() / b.norm().clamp(min=1e-6)))
+    return max(errors)
 
 
 def _groups_of_one_length(inputs: Mapping[str, Any]) -> list[np.ndarray]:

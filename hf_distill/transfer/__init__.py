@@ -1,8 +1,18 @@
-"""What models learn from: transfer sets that the teacher judges, text that each encodes with its own tokenizer."""
+"""What models learn from: rows that the teacher judges or writes, text that each encodes with its own tokenizer."""
 
 from hf_distill.transfer.build import build_transfer_set
+from hf_distill.transfer.generate import generate_transfer_set
 from hf_distill.transfer.judged import JudgedRows, judge
+from hf_distill.transfer.on_policy import StudentCompletions
 from hf_distill.transfer.two_tokenizers import TwoTokenizersCollator
 from hf_distill.transfer.views import ImageRows
 
-__all__ = ["ImageRows", "JudgedRows", "TwoTokenizersCollator", "build_transfer_set", "judge"]
+__all__ = [
+    "ImageRows",
+    "JudgedRows",
+    "StudentCompletions",
+    "TwoTokenizersCollator",
+    "build_transfer_set",
+    "generate_transfer_set",
+    "judge",
+]

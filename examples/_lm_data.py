@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _movie_data import read_rows
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,6 +55,12 @@ def read_documents(place: Path, pieces: int = 100) -> list[str]:
     about = {"README", "CONTENTS", "LICENSE", "cats.txt", "categories.pickle"}  # the corpus', not of it
     documents = [_plain(p) for p in files if p.name not in about and p.suffix not in (".json", ".gz", ".xml")]
     return [text for text in documents if len(text.split()) >= 200]  # contents pages and the like
+
+
+def film_reviews(pieces: int = 100) -> list[str]:
+    """The sentences that come with the examples, in documents of about the same length."""
+    sentences = list(dict.fromkeys(text for text, _ in read_rows()))
+    return ["\n".join(sentences[start::pieces]) for start in range(pieces)]
 
 
 def named_documents(name: str, config: str | None, column: str, limit: int) -> list[str]:
