@@ -93,6 +93,12 @@ class Batch:
         }
         return replace(self, masks=masks, totals=_totals(masks))
 
+    def of_teacher(self) -> Batch:
+        """The same batch, its tokens those of the teacher where it reads an encoding of its own."""
+        if "teacher_tokens" not in self.masks:
+            return self
+        return replace(self, masks={**self.masks, "tokens": self.masks["teacher_tokens"]})
+
     def select(self, x: Tensor, over: Over = "predictions") -> Tensor:
         """Only the positions that count. Select *before* computing: a masked NaN multiplied by 0 still poisons
         gradients.

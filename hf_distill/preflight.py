@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -159,19 +160,27 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         if trains:
             _refuse_missing_labels(losses, batch, trainer.label_names)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
-        needs, was_training = (losses.student_needs | Needs(logits=True)).of_every_layer(), student.training
+        needs = (losses.student_needs | Needs(logits=True)).of_every_layer()
         trainer.heads_off = trainer.removable_heads = heads = removable_heads(trainer, student, inputs)
-        with without_head(student, heads.student), recording(student, needs.qkv) as qkv:
-            outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
-        student.train(was_training)
-        answer = unprojected(Activations.from_outputs(outputs, trainer.head, needs, qkv), heads.student)
-        answer = answer.at_positions(trainer.head, inputs)
+        answer = ask_student(trainer, student, inputs, needs, heads.student)
         losses.refuse_undefined(trainer.head, batch.problem, answer.shapes())
         teacher = _set_up(trainer, answer, inputs, required=trains)
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
         trainer.padding_free = can_drop_padding(trainer, student)
+
+
+def ask_student(
+    trainer: DistillationTrainer, student: nn.Module, inputs: Mapping[str, Any], needs: Needs, head_off: Any = None
+) -> Activations:
+    """What the student returns for a batch in eval mode, as the losses read it."""
+    was_training = student.training
+    with without_head(student, head_off), recording(student, needs.qkv) as qkv:
+        outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
+    student.train(was_training)
+    answer = unprojected(Activations.from_outputs(outputs, trainer.head, needs, qkv), head_off)
+    return answer.at_positions(trainer.head, inputs)
 
 
 def _set_up(

@@ -17,6 +17,7 @@ from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.batching import run_without_padding
 from hf_distill.caching import collator_after_filling, make_keeper
+from hf_distill.fitting import fit_losses
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, without_head
@@ -302,6 +303,10 @@ class DistillationTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             detach_losses(self.model)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        fit_losses(self)  # here a new student has been made, and a checkpoint loaded
+        return super()._inner_training_loop(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

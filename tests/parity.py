@@ -18,6 +18,7 @@ from hf_distill.losses import (
     ContrastiveLoss,
     HardLabelLoss,
     HiddenStateLoss,
+    LELPLoss,
     SoftTargetLoss,
 )
 from hf_distill.testing import TASKS, tiny_task
@@ -60,6 +61,11 @@ def every_term():
 def coupled_terms():
     """Losses that depend on which rows share a micro-batch, but not on which process it is computed."""
     return {"hard": HardLabelLoss(), "cka": CKALoss(weight=0.5), "contrastive": ContrastiveLoss({1: 2}, weight=0.1)}
+
+
+def fitted_terms():
+    """A loss that learns from the training data before the first step."""
+    return {"lelp": LELPLoss(subclasses=3, fit_rows=20)}
 
 
 def run(name, batch_size, accumulation, losses=None):
@@ -105,7 +111,8 @@ def run(name, batch_size, accumulation, losses=None):
 def different_tensors(ours, theirs, relative=1e-5):
     """Names of tensors whose difference exceeds `relative` of their norm; the bound of every parity test."""
     assert set(ours) == set(theirs)
-    return [k for k in ours if (ours[k] - theirs[k]).norm() > relative * theirs[k].norm() + 1e-8]
+    pairs = {k: (ours[k].double(), theirs[k].double()) for k in ours}  # flags too
+    return [k for k, (a, b) in pairs.items() if (a - b).norm() > relative * b.norm() + 1e-8]
 
 
 def main(path):
@@ -117,6 +124,7 @@ def main(path):
         dist.all_gather_object(gathered, {**results[name]["weights"], **results[name]["losses"]})
         assert not different_tensors(gathered[0], gathered[1], 0.0), f"{name}: the two ranks drifted apart"
     results["coupled"] = run("token", batch_size=4, accumulation=2, losses=coupled_terms())
+    results["fitted"] = run("single_label", batch_size=4, accumulation=2, losses=fitted_terms())
     if dist.get_rank() == 0:
         torch.save(results, path)
     dist.destroy_process_group()

@@ -41,9 +41,10 @@ MAY_IMPORT = {
         "teachers",
     },
     "caching": {"preflight", "teachers"},
+    "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
     "trainer": {
-        "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
-        "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "transfer",
+        "activations", "batch", "batching", "caching", "fitting", "heads", "losses", "output_head", "preflight",
+        "recording", "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "transfer",
         "wrapped_forward",
     },
     "__init__": {

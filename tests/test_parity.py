@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import coupled_terms, different_tensors, run
+from parity import coupled_terms, different_tensors, fitted_terms, run
 
 from hf_distill.testing import TASKS
 
@@ -61,3 +61,11 @@ def test_losses_that_couple_rows_do_not_depend_on_processes(two_processes):
     for part in ("gradients", "weights", "losses"):
         assert different_tensors(ours[part], theirs[part]) == [], part
     assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
+
+
+def test_what_is_learned_beforehand_does_not_depend_on_processes(two_processes):
+    ours, theirs = two_processes["fitted"], run("single_label", batch_size=16, accumulation=1, losses=fitted_terms())
+    for part in ("gradients", "weights", "losses"):
+        assert different_tensors(ours[part], theirs[part]) == [], part
+    assert theirs["losses"]["lelp.fitted"]
+    assert theirs["losses"]["lelp.directions"].any()
