@@ -28,7 +28,7 @@ from hf_distill.losses import LossTerms
 from hf_distill.output_head import OutputHeads, find_output_head, unprojected, without_head
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
-from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher, Teacher
+from hf_distill.teachers import TEACHER_LOGITS, EMATeacher, LocalTeacher, OnlineTeacher, Teacher
 from hf_distill.teachers.loading import load_processing_class
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def align(
     if has_label_names(student) and head.problem_type != "regression":
         order = class_order(config.id2label, teacher.config.id2label)
     ours = _text_or_image(ours)
-    theirs = _text_or_image(theirs) or load_processing_class(teacher, ours, revision)
+    follows = isinstance(teacher, EMATeacher)
+    theirs = _text_or_image(theirs) or (ours if follows else load_processing_class(teacher, ours, revision))
     vocabulary = None
     if getattr(core_model(student), "main_input_name", "input_ids") == "input_ids":
         known = [p if isinstance(p, PreTrainedTokenizerBase) else None for p in (ours, theirs)]

@@ -33,8 +33,16 @@ from hf_distill.refusals import (
 )
 from hf_distill.reports.model_card import add_distillation_section
 from hf_distill.schedules import Moment
-from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
+from hf_distill.teachers import (
+    TEACHER_LOGITS,
+    TEACHER_PREFIX,
+    EMATeacher,
+    Teacher,
+    TeacherAnswersCollator,
+    is_no_input,
+)
 from hf_distill.teachers.cached import column_names, stored_answers, teacher_view
+from hf_distill.teachers.ema import UpdateTeacher, restore_teacher, save_teacher, start_following
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
 from hf_distill.training_args import DistillationTrainingArguments
@@ -119,6 +127,8 @@ class DistillationTrainer(Trainer):
         refuse_attention(self.losses, self.model, args)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
         revision = getattr(args, "teacher_model_revision", None)
+        if isinstance(self.teacher, EMATeacher):
+            self.add_callback(UpdateTeacher(self.teacher))
         processing = (processing_class, teacher_processing_class)
         if isinstance(self.data_collator, TwoTokenizersCollator):
             self.head, self.alignment = align_answers(self.model, self.teacher, self.losses)
@@ -280,6 +290,7 @@ class DistillationTrainer(Trainer):
         if getattr(self, "is_in_train", False):  # train() replaces the model: its losses start afresh too
             detach_losses(self.model)
             self.model = model.to(self.args.device)
+            start_following(self.teacher, model, self.args.device)
             dry_run(self, model)
             attach_losses(model, self.losses)
         return model
@@ -401,15 +412,19 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:  # first, so that a checkpoint that looks complete has them
             folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             save_losses(self.losses, folder)
+            save_teacher(self.teacher, folder)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_losses(self.losses, resume_from_checkpoint)
+        restore_teacher(self.teacher, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        load_losses(self.losses, self.state.best_model_checkpoint)  # type: ignore[arg-type]
+        best: Any = self.state.best_model_checkpoint
+        load_losses(self.losses, best)
+        restore_teacher(self.teacher, best)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's card, with the teacher and the equation that was minimised."""

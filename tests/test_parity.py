@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import coupled_terms, different_tensors, fitted_terms, run
+from parity import coupled_terms, different_tensors, fitted_terms, following_terms, run
 
+from hf_distill.teachers import EMATeacher
 from hf_distill.testing import TASKS
 
 
@@ -69,3 +70,11 @@ def test_what_is_learned_beforehand_does_not_depend_on_processes(two_processes):
         assert different_tensors(ours[part], theirs[part]) == [], part
     assert theirs["losses"]["lelp.fitted"]
     assert theirs["losses"]["lelp.directions"].any()
+
+
+def test_a_teacher_that_follows_does_not_depend_on_processes_or_accumulation(two_processes):
+    whole = run("single_label", 16, 1, following_terms(), EMATeacher(0.8))
+    for ours in (two_processes["following"], run("single_label", 4, 4, following_terms(), EMATeacher(0.8))):
+        for part in ("weights", "teacher"):
+            assert different_tensors(ours[part], whole[part]) == [], part
+    assert different_tensors(whole["teacher"], whole["weights"])
