@@ -73,19 +73,36 @@ def align(
     return head, Alignment(order, vocabulary if is_language_model else None)
 
 
-def align_answers(student: nn.Module, teacher: Teacher | None, losses: LossTerms) -> tuple[Head, Alignment]:
-    """As [`align`], for two models that do not share a tokenizer: only whole rows can be compared.
+def align_answers(
+    student: nn.Module, teacher: Teacher | None, losses: LossTerms, aligned: str = "rows"
+) -> tuple[Head, Alignment]:
+    """As [`align`], for two models that do not share a tokenizer.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        losses: What is compared.
+        aligned: The kind of head whose answers the collator aligns.
 
     Raises:
-        ValueError: If the head is about tokens, or a loss reads more of the teacher than its logits.
+        ValueError: If a loss would compare tokens that nothing aligns.
     """
     head = head_of(student)
-    if head.kind != "rows" or losses.teacher_needs != Needs(logits=losses.teacher_needs.logits):
+    if head.kind != aligned:
         raise ValueError(
-            f"Student and teacher have tokenizers of their own (TwoTokenizersCollator), so only answers about whole "
-            f"rows can be compared, but the head is of kind {head.kind!r} and the losses read {losses.teacher_needs} "
-            "of the teacher. Use a sequence classification or regression, and soft targets without hidden states."
+            f"Student and teacher have tokenizers of their own, and the collator aligns answers of kind {aligned!r}, "
+            f"but the head is of kind {head.kind!r}. Use TwoTokenizersCollator for answers about rows, "
+            "WordAlignedCollator for token classification, SpanAlignedCollator for question answering; language "
+            "models need one tokenizer."
         )
+    for name, loss in losses.active().items():
+        more = loss.teacher_needs != Needs(logits=loss.teacher_needs.logits)
+        if more and not (loss.pools_tokens and head.kind == "rows"):
+            raise ValueError(
+                f"Student and teacher have tokenizers of their own, but the loss {name!r} ({type(loss).__name__}) "
+                "compares the teacher's hidden states or attention token by token. Use losses on logits, and for "
+                "answers about rows those that pool hidden states (CKALoss, ContrastiveLoss, LELPLoss)."
+            )
     members = [] if teacher is None else getattr(teacher, "members", [teacher])
     order = None
     for member in reversed(members):  # an ensemble answers in the order of its first

@@ -45,8 +45,9 @@ from hf_distill.teachers.cached import column_names, stored_answers, teacher_vie
 from hf_distill.teachers.ema import UpdateTeacher, restore_teacher, save_teacher, start_following
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
+from hf_distill.token_alignment import on_student_tokens
 from hf_distill.training_args import DistillationTrainingArguments
-from hf_distill.transfer import TwoTokenizersCollator
+from hf_distill.transfer import TwoTokenizers
 from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through, load_losses, save_losses
 
 
@@ -130,8 +131,8 @@ class DistillationTrainer(Trainer):
         if isinstance(self.teacher, EMATeacher):
             self.add_callback(UpdateTeacher(self.teacher))
         processing = (processing_class, teacher_processing_class)
-        if isinstance(self.data_collator, TwoTokenizersCollator):
-            self.head, self.alignment = align_answers(self.model, self.teacher, self.losses)
+        if isinstance(self.data_collator, TwoTokenizers):
+            self.head, self.alignment = align_answers(self.model, self.teacher, self.losses, self.data_collator.aligns)
         else:
             self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
         refuse_without_meaning(self.head, compute_loss_func)
@@ -230,7 +231,7 @@ class DistillationTrainer(Trainer):
         if missing:
             asked = self._inputs_for("teacher", inputs)
             answer = answer | ask_without_head(self.teacher, asked, missing, self.heads_off.teacher)
-        return self.alignment(answer).at_positions(self.head, inputs)
+        return on_student_tokens(self.alignment(answer), inputs).at_positions(self.head, inputs)
 
     def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
         """Labels and masks, with the window's counts in training and without other processes' copies in evaluation."""

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     },
     "teachers": {"activations", "alignment", "batching", "heads", "random_state", "recording", "unprojected"},
     "alignment": {"activations", "unprojected"},
-    "transfer": {"teachers"},
+    "token_alignment": {"activations", "unprojected"},
+    "transfer": {"activations", "batch", "teachers"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
@@ -44,8 +45,8 @@ MAY_IMPORT = {
     "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
     "trainer": {
         "activations", "batch", "batching", "caching", "fitting", "heads", "losses", "output_head", "preflight",
-        "recording", "refusals", "reports", "schedules", "teachers", "term_log", "training_args", "transfer",
-        "wrapped_forward",
+        "recording", "refusals", "reports", "schedules", "teachers", "term_log", "token_alignment", "training_args",
+        "transfer", "wrapped_forward",
     },
     "__init__": {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
@@ -54,7 +55,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 TORCH_ALONE = (
     "functional", "unprojected", "activations", "batch", "batching", "mapping", "projection", "schedules",
-    "similarity", "term_log",
+    "similarity", "term_log", "token_alignment",
 )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ class DistillationLoss(nn.Module):
             the `forward` that stands in the same class; a class that overrides it has to say so again.
         needs_distributions: True where attention maps must be distributions, which those of a training student with
             attention dropout are not.
+        pools_tokens: True where hidden states are read as one vector a row, over each model's own tokens
+            (`batch.of_teacher()` for the teacher's), so that the two may have different tokenizers.
         needs_labels: True where the loss reads hard labels.
         undefined_for: What the loss has no meaning for, with the reason and what to do instead: a kind of head, a
             problem, or `"two_classes"` (see `TRAITS`). The trainer refuses such a pair before the first step.
@@ -60,6 +62,7 @@ class DistillationLoss(nn.Module):
     couples_rows: bool = False
     by_position: bool = False
     needs_distributions: bool = False
+    pools_tokens: bool = False
     needs_labels: bool = False
     undefined_for: Mapping[str, str] = MappingProxyType({})
     citation: str = ""

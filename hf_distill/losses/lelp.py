@@ -61,6 +61,7 @@ class LELPLoss(DistillationLoss):
 
     student_needs = Needs(logits=True, hidden_states=True)
     teacher_needs = Needs(logits=True, hidden_states=True)
+    pools_tokens = True
     undefined_for = _UNDEFINED
     fit_rows = 2048
     temperature: float

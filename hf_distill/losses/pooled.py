@@ -39,6 +39,7 @@ class PooledLoss(DistillationLoss):
     teacher_needs = Needs(hidden_states=True)
     over: Over = "rows"
     couples_rows = True
+    pools_tokens = True
 
     def __init__(
         self,
@@ -67,13 +68,13 @@ class PooledLoss(DistillationLoss):
         self.teacher_needs = Needs(hidden_states=teacher_layers(self.pairs))
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-        def pool(x: Tensor) -> Tensor:
-            return (batch.first_token if self.pooling == "first" else batch.mean_of_tokens)(vectors(x))
+        def pool(x: Tensor, own: Batch = batch) -> Tensor:
+            return (own.first_token if self.pooling == "first" else own.mean_of_tokens)(vectors(x))
 
-        terms = []
+        terms, of_teacher = [], batch.of_teacher()
         for s, t in self.pairs:
             ours = self.project(pool(student.hidden_states[s]), s)
-            theirs = averaged(teacher.hidden_states, t, pool)
+            theirs = averaged(teacher.hidden_states, t, lambda x: pool(x, of_teacher))
             terms.append(self.compare(ours, theirs) if len(ours) > 1 else ours.sum() * 0.0)
         return batch.mean(torch.stack(terms).mean().expand(batch.rows), "rows")
 

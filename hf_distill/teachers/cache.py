@@ -90,7 +90,7 @@ class TeacherCache:
             )
         if unknown:
             return {}
-        spans, columns = real_spans(inputs), {}
+        spans, columns = real_spans(teacher_view(inputs)), {}
         for name in column_names(self.needs):
             rows = self.store.read(positions, name)
             axes = length_axes(name, self.head, spans is not None)

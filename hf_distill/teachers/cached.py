@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.activations import Activations, Head, Needs
+from hf_distill.activations import TEACHER_POSITIONS, Activations, Head, Needs
 
 if TYPE_CHECKING:
     from hf_distill.teachers.cache import TeacherCache
@@ -27,7 +27,7 @@ def is_no_input(name: str) -> bool:
 
 
 def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch as the teacher sees it: its own encoding, where the batch brings one (`TwoTokenizersCollator`).
+    """A batch as the teacher sees it: its own encoding, where the batch brings one (`TwoTokenizers`).
 
     >>> teacher_view({"input_ids": 1, "teacher_input_ids": 2, "teacher_logits": 3})
     {'input_ids': 2}
@@ -37,7 +37,7 @@ def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_encoding(name: str) -> bool:
-    return name.startswith(TEACHER_PREFIX) and not name.startswith((TEACHER_LOGITS, _STATES, _MAPS))
+    return name.startswith(TEACHER_PREFIX) and not name.startswith((TEACHER_LOGITS, _STATES, _MAPS, TEACHER_POSITIONS))
 
 
 def column_names(needs: Needs) -> list[str]:
@@ -124,10 +124,11 @@ class TeacherAnswersCollator:
         return batch
 
     def _batched(self, column: str, rows: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
-        axes = length_axes(column, self.head, "input_ids" in batch)
-        if not axes:
+        ids = teacher_view(batch).get("input_ids")
+        axes = length_axes(column, self.head, ids is not None)
+        if not axes or ids is None:
             return torch.stack(rows)
-        length = batch["input_ids"].shape[-1]
+        length = ids.shape[-1]
         for row in rows:
             if row.shape[axes[0]] > length:
                 raise ValueError(

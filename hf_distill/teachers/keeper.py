@@ -18,6 +18,7 @@ from hf_distill.teachers.cache import (
     teacher_folder,
     write_shapes,
 )
+from hf_distill.teachers.cached import teacher_view
 from hf_distill.teachers.fill import Filler, FillReport
 
 
@@ -119,6 +120,7 @@ class CacheKeeper:
 
 
 def _size(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
+    inputs = teacher_view(inputs)
     rows = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim)
     tokens = token_mask(inputs)
     return rows, None if tokens is None else tokens.shape[-1]
