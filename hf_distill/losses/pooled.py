@@ -31,6 +31,9 @@ class PooledLoss(DistillationLoss):
         pooling: `"mean"` or `"first"`.
         weight: Factor of this term.
 
+    Attributes:
+        called: What it is called in the printed equation.
+
     Raises:
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
@@ -40,6 +43,7 @@ class PooledLoss(DistillationLoss):
     over: Over = "rows"
     couples_rows = True
     pools_tokens = True
+    called: str = ""
 
     def __init__(
         self,
@@ -85,6 +89,9 @@ class PooledLoss(DistillationLoss):
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The term for at least two rows. Shape: (N, H_student), (N, H_teacher) -> ()."""
         raise NotImplementedError(f"{type(self).__name__} must define compare(student, teacher).")
+
+    def formula(self) -> str:
+        return self.named(self.called or type(self).__name__)
 
     def named(self, name: str) -> str:
         """A formula with the layers it is about."""
