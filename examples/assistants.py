@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     """Train everything for every seed; print the table and the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["4x64", "3x32", "2x12"], help="LAYERSxWIDTH, the teacher first")
-    parser.add_argument("--epochs", type=int, default=15, help="of every model")
-    parser.add_argument("--seeds", type=int, default=3, help="how many times everything is trained")
+    parser.add_argument("--epochs", type=int, default=10, help="of every model")
+    parser.add_argument("--seeds", type=int, default=2, help="how many times everything is trained")
     parser.add_argument("--temperature", type=float, default=4.0)
     options = parser.parse_args(arguments)
     if len(options.sizes) < 3:

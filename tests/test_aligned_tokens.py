@@ -96,7 +96,7 @@ class TestWords:
         assert (places >= 0).sum() == len(words)
         ends = [*places[places >= 0].tolist()[1:], len(theirs) - 1]
         for word, start, end in zip(words, places[places >= 0].tolist(), ends, strict=True):
-            assert roberta.decode(theirs[start:end]).strip() == word
+            assert "".join(roberta.decode(theirs[start:end]).split()) == word  # the oldest release puts spaces in
         assert bert.decode(ours[places >= 0][0]) == "ba"
 
     def test_identical_tokenizers_train_as_one_does(self, make_args, tmp_path):
