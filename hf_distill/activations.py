@@ -13,7 +13,9 @@ from hf_distill.unprojected import Logits
 
 # Finite, so that a masked class times a zero probability is 0 and not NaN; small enough for exp() to be exactly 0, and
 # representable in fp16.
-_MASKED_LOGIT = -1e4
+MASKED_LOGIT = -1e4
+# Where a batch says which tokens of a teacher with a tokenizer of its own stand for which of the student's.
+TEACHER_POSITIONS = "teacher_positions"
 
 TRAITS = (
     "rows", "tokens", "masked_lm", "causal_lm", "span",
@@ -145,7 +147,7 @@ class Head:
             return answers[:, :-1]
         if self.kind == "span" and isinstance(answers, Tensor):
             tokens = token_mask(inputs)
-            return answers if tokens is None else answers.masked_fill(~tokens[:, None, :], _MASKED_LOGIT)
+            return answers if tokens is None else answers.masked_fill(~tokens[:, None, :], MASKED_LOGIT)
         return answers
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_distill.activations import Activations, Head, token_mask
+from hf_distill.activations import TEACHER_POSITIONS, Activations, Head, token_mask
 from hf_distill.top_k import TopKLogits
 from hf_distill.unprojected import first_classes, materialised
 
@@ -32,7 +32,8 @@ class Batch:
         masks: For each way of counting the positions that count. `"labels"` have a hard label; `"predictions"` are
             compared with soft targets (the labelled positions, or all real ones where the batch has no labels);
             `"all_predictions"` are all real ones; `"tokens"` are the real tokens of the hidden states (left out for
-            inputs without a token dimension, whose positions all count); `"rows"` are the rows.
+            inputs without a token dimension, whose positions all count); `"teacher_tokens"` are those of a teacher
+            with a tokenizer of its own; `"rows"` are the rows.
         totals: The denominators: how many positions count in the accumulation window, on all processes.
     """
 
@@ -58,14 +59,19 @@ class Batch:
         else:
             everything = _predicted_tokens(inputs, head, tokens)
             labelled = None if labels is None else labels != IGNORED
+        compared = everything
+        if head.kind == "tokens" and TEACHER_POSITIONS in inputs:
+            compared = everything & (inputs[TEACHER_POSITIONS] >= 0)
         masks = {
             "labels": torch.zeros_like(everything) if labelled is None else labelled,
-            "predictions": everything if labelled is None or head.kind in ("rows", "span") else labelled,
-            "all_predictions": everything,
+            "predictions": compared if labelled is None or head.kind in ("rows", "span") else labelled & compared,
+            "all_predictions": compared,
             "rows": torch.ones(rows, dtype=torch.bool, device=device),
         }
         if tokens is not None:
             masks["tokens"] = tokens
+        if "teacher_attention_mask" in inputs:
+            masks["teacher_tokens"] = inputs["teacher_attention_mask"].bool()
         unused = tokens is None and any(key in inputs for key in ("attention_mask", "pixel_mask"))
         return cls(problem, labels, masks, _totals(masks), unused)
 
@@ -93,6 +99,12 @@ class Batch:
             for name, mask in self.masks.items()
         }
         return replace(self, masks=masks, totals=_totals(masks))
+
+    def of_teacher(self) -> Batch:
+        """The same batch, its tokens those of the teacher where it reads an encoding of its own."""
+        if "teacher_tokens" not in self.masks:
+            return self
+        return replace(self, masks={**self.masks, "tokens": self.masks["teacher_tokens"]})
 
     def select(self, x: Any, over: Over = "predictions") -> Any:
         """Only the positions that count. Select *before* computing: a masked NaN multiplied by 0 still poisons

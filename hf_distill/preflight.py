@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from hf_distill.output_head import OutputHeads, find_output_head, unprojected, w
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
 from hf_distill.refusals import refuse_student_generation
-from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher, Teacher
+from hf_distill.teachers import TEACHER_LOGITS, EMATeacher, LocalTeacher, OnlineTeacher, Teacher
 from hf_distill.teachers.cached import brought
 from hf_distill.teachers.loading import load_processing_class
 from hf_distill.transfer import StudentCompletions
@@ -62,7 +63,8 @@ def align(
     if has_label_names(student) and head.problem_type != "regression":
         order = class_order(config.id2label, teacher.config.id2label)
     ours = _text_or_image(ours)
-    theirs = _text_or_image(theirs) or load_processing_class(teacher, ours, revision)
+    follows = isinstance(teacher, EMATeacher)
+    theirs = _text_or_image(theirs) or (ours if follows else load_processing_class(teacher, ours, revision))
     vocabulary = None
     if getattr(core_model(student), "main_input_name", "input_ids") == "input_ids":
         known = [p if isinstance(p, PreTrainedTokenizerBase) else None for p in (ours, theirs)]
@@ -74,19 +76,36 @@ def align(
     return head, Alignment(order, vocabulary if is_language_model else None)
 
 
-def align_answers(student: nn.Module, teacher: Teacher | None, losses: LossTerms) -> tuple[Head, Alignment]:
-    """As [`align`], for two models that do not share a tokenizer: only whole rows can be compared.
+def align_answers(
+    student: nn.Module, teacher: Teacher | None, losses: LossTerms, aligned: str = "rows"
+) -> tuple[Head, Alignment]:
+    """As [`align`], for two models that do not share a tokenizer.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        losses: What is compared.
+        aligned: The kind of head whose answers the collator aligns.
 
     Raises:
-        ValueError: If the head is about tokens, or a loss reads more of the teacher than its logits.
+        ValueError: If a loss would compare tokens that nothing aligns.
     """
     head = head_of(student)
-    if head.kind != "rows" or losses.teacher_needs != Needs(logits=losses.teacher_needs.logits):
+    if head.kind != aligned:
         raise ValueError(
-            f"Student and teacher have tokenizers of their own (TwoTokenizersCollator), so only answers about whole "
-            f"rows can be compared, but the head is of kind {head.kind!r} and the losses read {losses.teacher_needs} "
-            "of the teacher. Use a sequence classification or regression, and soft targets without hidden states."
+            f"Student and teacher have tokenizers of their own, and the collator aligns answers of kind {aligned!r}, "
+            f"but the head is of kind {head.kind!r}. Use TwoTokenizersCollator for answers about rows, "
+            "WordAlignedCollator for token classification, SpanAlignedCollator for question answering; language "
+            "models need one tokenizer."
         )
+    for name, loss in losses.active().items():
+        more = loss.teacher_needs != Needs(logits=loss.teacher_needs.logits)
+        if more and not (loss.pools_tokens and head.kind == "rows"):
+            raise ValueError(
+                f"Student and teacher have tokenizers of their own, but the loss {name!r} ({type(loss).__name__}) "
+                "compares the teacher's hidden states or attention token by token. Use losses on logits, and for "
+                "answers about rows those that pool hidden states (CKALoss, ContrastiveLoss, LELPLoss)."
+            )
     members = [] if teacher is None else getattr(teacher, "members", [teacher])
     order = None
     for member in reversed(members):  # an ensemble answers in the order of its first
@@ -164,19 +183,27 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         if trains:
             _refuse_missing_labels(losses, batch, trainer.label_names)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
-        needs, was_training = (losses.student_needs | Needs(logits=True)).of_every_layer(), student.training
+        needs = (losses.student_needs | Needs(logits=True)).of_every_layer()
         trainer.heads_off = trainer.removable_heads = heads = removable_heads(trainer, student, inputs)
-        with without_head(student, heads.student), recording(student, needs.qkv) as qkv:
-            outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
-        student.train(was_training)
-        answer = unprojected(Activations.from_outputs(outputs, trainer.head, needs, qkv), heads.student)
-        answer = answer.at_positions(trainer.head, inputs)
+        answer = ask_student(trainer, student, inputs, needs, heads.student)
         losses.refuse_undefined(trainer.head, batch.problem, answer.shapes())
         teacher = _set_up(trainer, answer, inputs, required=trains)
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
         trainer.padding_free = can_drop_padding(trainer, student)
+
+
+def ask_student(
+    trainer: DistillationTrainer, student: nn.Module, inputs: Mapping[str, Any], needs: Needs, head_off: Any = None
+) -> Activations:
+    """What the student returns for a batch in eval mode, as the losses read it."""
+    was_training = student.training
+    with without_head(student, head_off), recording(student, needs.qkv) as qkv:
+        outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
+    student.train(was_training)
+    answer = unprojected(Activations.from_outputs(outputs, trainer.head, needs, qkv), head_off)
+    return answer.at_positions(trainer.head, inputs)
 
 
 def _set_up(

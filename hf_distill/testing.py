@@ -174,7 +174,7 @@ def check_loss(
     all-masked batch is a finite zero that still has a gradient; and that bf16 activations give nearly the same.
 
     Args:
-        loss: A loss; `setup` is called here.
+        loss: A loss; `setup` and `fit` are called here.
         kinds: The heads it is for, of `KINDS`; all but those that it says it is undefined for if left out.
 
     Raises:
@@ -191,6 +191,7 @@ def check_loss(
             if kinds is None and set(head.traits(Batch.from_inputs(inputs, head).problem)) & set(loss.undefined_for):
                 continue
             loss.setup(student.shapes(), teacher.shapes())
+            loss.fit([(student, teacher, Batch.from_inputs(inputs, head))])
             _check_kind(loss, kind, inputs, student, teacher, head)
             checked += 1
     if not checked:

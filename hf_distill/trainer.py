@@ -17,6 +17,7 @@ from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.batching import run_without_padding
 from hf_distill.caching import collator_after_filling, known_of_teacher, make_keeper
+from hf_distill.fitting import fit_losses
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
@@ -33,12 +34,21 @@ from hf_distill.refusals import (
 from hf_distill.reports.model_card import write_model_card
 from hf_distill.schedules import Moment
 from hf_distill.secrets import saved_without_tokens
-from hf_distill.teachers import TEACHER_LOGITS, TEACHER_PREFIX, Teacher, TeacherAnswersCollator, is_no_input
+from hf_distill.teachers import (
+    TEACHER_LOGITS,
+    TEACHER_PREFIX,
+    EMATeacher,
+    Teacher,
+    TeacherAnswersCollator,
+    is_no_input,
+)
 from hf_distill.teachers.cached import column_names, stored_answers, teacher_view
+from hf_distill.teachers.ema import UpdateTeacher, restore_teacher, save_teacher, start_following
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
+from hf_distill.token_alignment import on_student_tokens
 from hf_distill.training_args import DistillationTrainingArguments
-from hf_distill.transfer import TwoTokenizersCollator
+from hf_distill.transfer import TwoTokenizers
 from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through, load_losses, save_losses
 
 
@@ -119,9 +129,11 @@ class DistillationTrainer(Trainer):
         refuse_attention(self.losses, self.model, args)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
         revision = getattr(args, "teacher_model_revision", None)
+        if isinstance(self.teacher, EMATeacher):
+            self.add_callback(UpdateTeacher(self.teacher))
         processing = (processing_class, teacher_processing_class)
-        if isinstance(self.data_collator, TwoTokenizersCollator):
-            self.head, self.alignment = align_answers(self.model, self.teacher, self.losses)
+        if isinstance(self.data_collator, TwoTokenizers):
+            self.head, self.alignment = align_answers(self.model, self.teacher, self.losses, self.data_collator.aligns)
         else:
             self.head, self.alignment = align(self.model, self.teacher, *processing, revision)
         refuse_without_meaning(self.head, compute_loss_func)
@@ -221,7 +233,7 @@ class DistillationTrainer(Trainer):
         if missing:
             asked = self._inputs_for("teacher", inputs)
             answer = answer | ask_without_head(self.teacher, asked, missing, self.heads_off.teacher)
-        answer = self.alignment(answer).at_positions(self.head, inputs)
+        answer = on_student_tokens(self.alignment(answer), inputs).at_positions(self.head, inputs)
         return answer if self.heads_off.student is not None else with_whole_logits(answer)
 
     def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
@@ -283,6 +295,7 @@ class DistillationTrainer(Trainer):
         if getattr(self, "is_in_train", False):  # train() replaces the model: its losses start afresh too
             detach_losses(self.model)
             self.model = model.to(self.args.device)
+            start_following(self.teacher, model, self.args.device)
             dry_run(self, model)
             attach_losses(model, self.losses)
         return model
@@ -306,6 +319,10 @@ class DistillationTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             detach_losses(self.model)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        fit_losses(self)  # here a new student has been made, and a checkpoint loaded
+        return super()._inner_training_loop(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -404,15 +421,19 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:  # first, so that a checkpoint that looks complete has them
             folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             save_losses(self.losses, folder)
+            save_teacher(self.teacher, folder)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_losses(self.losses, resume_from_checkpoint)
+        restore_teacher(self.teacher, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        load_losses(self.losses, self.state.best_model_checkpoint)  # type: ignore[arg-type]
+        best: Any = self.state.best_model_checkpoint
+        load_losses(self.losses, best)
+        restore_teacher(self.teacher, best)
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
         with saved_without_tokens(self):

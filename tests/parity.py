@@ -18,8 +18,10 @@ from hf_distill.losses import (
     ContrastiveLoss,
     HardLabelLoss,
     HiddenStateLoss,
+    LELPLoss,
     SoftTargetLoss,
 )
+from hf_distill.teachers import EMATeacher
 from hf_distill.testing import TASKS, tiny_task
 
 STEPS = 3
@@ -62,7 +64,17 @@ def coupled_terms():
     return {"hard": HardLabelLoss(), "cka": CKALoss(weight=0.5), "contrastive": ContrastiveLoss({1: 2}, weight=0.1)}
 
 
-def run(name, batch_size, accumulation, losses=None):
+def fitted_terms():
+    """A loss that learns from the training data before the first step."""
+    return {"lelp": LELPLoss(subclasses=3, fit_rows=20)}
+
+
+def following_terms():
+    """For a student that is its own teacher."""
+    return {"hard": HardLabelLoss(), "soft": SoftTargetLoss(), "hidden": HiddenStateLoss({1: 2}, distance="cosine")}
+
+
+def run(name, batch_size, accumulation, losses=None, teacher=None):
     """Gradients of the first step, weights and losses' parameters after all, and the logs."""
     task = tiny_task(name)
     # In float64, so that a gradient whose true value is 0 (the bias of a softmax over positions) is not mere rounding
@@ -87,7 +99,12 @@ def run(name, batch_size, accumulation, losses=None):
             ddp_backend="gloo" if dist.is_torchelastic_launched() else None,
         )
         trainer = DistillationTrainer(
-            task.student, args, task.collate, task.rows, teacher_model=task.teacher, losses=losses or every_term()
+            task.student,
+            args,
+            task.collate,
+            task.rows,
+            teacher_model=teacher or task.teacher,
+            losses=losses or every_term(),
         )
         trainer.losses.double()
         gradients = record_gradients(trainer)
@@ -97,6 +114,7 @@ def run(name, batch_size, accumulation, losses=None):
         "gradients": gradients[0],
         "weights": dict(trainer.model.state_dict()),
         "losses": dict(trainer.losses.state_dict()),
+        "teacher": dict(trainer.teacher.model.state_dict()),
         "metrics": {key: value for key, value in metrics.items() if key.endswith("_loss")},
         "logs": [line for line in trainer.state.log_history if "loss" in line],
     }
@@ -105,7 +123,8 @@ def run(name, batch_size, accumulation, losses=None):
 def different_tensors(ours, theirs, relative=1e-5):
     """Names of tensors whose difference exceeds `relative` of their norm; the bound of every parity test."""
     assert set(ours) == set(theirs)
-    return [k for k in ours if (ours[k] - theirs[k]).norm() > relative * theirs[k].norm() + 1e-8]
+    pairs = {k: (ours[k].double(), theirs[k].double()) for k in ours}  # flags too
+    return [k for k, (a, b) in pairs.items() if (a - b).norm() > relative * b.norm() + 1e-8]
 
 
 def main(path):
@@ -117,6 +136,10 @@ def main(path):
         dist.all_gather_object(gathered, {**results[name]["weights"], **results[name]["losses"]})
         assert not different_tensors(gathered[0], gathered[1], 0.0), f"{name}: the two ranks drifted apart"
     results["coupled"] = run("token", batch_size=4, accumulation=2, losses=coupled_terms())
+    results["fitted"] = run("single_label", batch_size=4, accumulation=2, losses=fitted_terms())
+    results["following"] = run("single_label", 4, 2, following_terms(), EMATeacher(0.8))
+    dist.all_gather_object(gathered, results["following"]["teacher"])
+    assert not different_tensors(gathered[0], gathered[1], 0.0), "the two ranks' averages drifted apart"
     if dist.get_rank() == 0:
         torch.save(results, path)
     dist.destroy_process_group()

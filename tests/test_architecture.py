@@ -35,7 +35,8 @@ MAY_IMPORT = {
     },
     "alignment": {"activations", "unprojected"},
     "tasks": {"heads"},
-    "transfer": {"activations", "heads", "random_state", "tasks", "teachers"},
+    "token_alignment": {"activations", "unprojected"},
+    "transfer": {"activations", "batch", "heads", "random_state", "tasks", "teachers"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping", "secrets"},
     "wrapped_forward": {"losses"},
@@ -48,10 +49,11 @@ MAY_IMPORT = {
         "refusals", "teachers", "transfer",
     },
     "caching": {"heads", "losses", "output_head", "preflight", "teachers"},
+    "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
     "trainer": {
-        "activations", "batch", "batching", "caching", "heads", "losses", "output_head", "preflight", "recording",
-        "refusals", "reports", "schedules", "secrets", "teachers", "term_log", "training_args", "transfer",
-        "wrapped_forward",
+        "activations", "batch", "batching", "caching", "fitting", "heads", "losses", "output_head", "preflight",
+        "recording", "refusals", "reports", "schedules", "secrets", "teachers", "term_log", "token_alignment",
+        "training_args", "transfer", "wrapped_forward",
     },
     "__init__": {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
@@ -66,7 +68,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 TORCH_ALONE = (
     "functional", "top_k", "unprojected", "activations", "batch", "batching", "mapping", "projection", "schedules",
-    "similarity", "term_log",
+    "similarity", "term_log", "token_alignment",
 )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import coupled_terms, different_tensors, run
+from parity import coupled_terms, different_tensors, fitted_terms, following_terms, run
 
+from hf_distill.teachers import EMATeacher
 from hf_distill.testing import TASKS
 
 
@@ -61,3 +62,19 @@ def test_losses_that_couple_rows_do_not_depend_on_processes(two_processes):
     for part in ("gradients", "weights", "losses"):
         assert different_tensors(ours[part], theirs[part]) == [], part
     assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
+
+
+def test_what_is_learned_beforehand_does_not_depend_on_processes(two_processes):
+    ours, theirs = two_processes["fitted"], run("single_label", batch_size=16, accumulation=1, losses=fitted_terms())
+    for part in ("gradients", "weights", "losses"):
+        assert different_tensors(ours[part], theirs[part]) == [], part
+    assert theirs["losses"]["lelp.fitted"]
+    assert theirs["losses"]["lelp.directions"].any()
+
+
+def test_a_teacher_that_follows_does_not_depend_on_processes_or_accumulation(two_processes):
+    whole = run("single_label", 16, 1, following_terms(), EMATeacher(0.8))
+    for ours in (two_processes["following"], run("single_label", 4, 4, following_terms(), EMATeacher(0.8))):
+        for part in ("weights", "teacher"):
+            assert different_tensors(ours[part], whole[part]) == [], part
+    assert different_tensors(whole["teacher"], whole["weights"])

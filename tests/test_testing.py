@@ -14,6 +14,7 @@ from hf_distill.losses import (
     DistillationLoss,
     HardLabelLoss,
     HiddenStateLoss,
+    LELPLoss,
     RelationalAngleLoss,
     RelationalDistanceLoss,
     SimilarityPreservingLoss,
@@ -47,6 +48,8 @@ OURS = {
     "attention averaged": AttentionLoss({2: (1, 2)}),
     "attention": AttentionLoss(),
     "attention kl": AttentionLoss("last", distance="kl"),
+    "lelp": LELPLoss(subclasses=3),
+    "lelp mean": LELPLoss(subclasses=2, pooling="mean", outside_logits=False),
 }
 
 

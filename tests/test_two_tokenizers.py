@@ -100,7 +100,7 @@ def test_pairs_are_encoded_as_pairs():
 def test_what_compares_tokens_is_refused(make_args):
     small, whole = tokenizers()
     collator = TwoTokenizersCollator(small, whole)
-    with pytest.raises(ValueError, match="only answers about whole rows"):
+    with pytest.raises(ValueError, match="hidden states or attention token by token"):
         run(make_args, model(small, 2, 0), model(whole, 3, 1), data(), collator, hidden_state_weight=1.0)
     models = [model(tokenizer, 2, 0, BertForTokenClassification) for tokenizer in (small, whole)]
     with pytest.raises(ValueError, match="kind 'tokens'"):

@@ -11,6 +11,7 @@ from hf_distill.losses.decoupled import DecoupledLoss
 from hf_distill.losses.dist import DISTLoss
 from hf_distill.losses.hard_label import HardLabelLoss, hard_label_names
 from hf_distill.losses.hidden_state import HiddenStateLoss
+from hf_distill.losses.lelp import LELPLoss
 from hf_distill.losses.logit_mse import LogitMSELoss
 from hf_distill.losses.pooled import PooledLoss
 from hf_distill.losses.ranking import RankingLoss
@@ -28,6 +29,7 @@ __all__ = [
     "DistillationLoss",
     "HardLabelLoss",
     "HiddenStateLoss",
+    "LELPLoss",
     "LogitMSELoss",
     "LossTerms",
     "PooledLoss",

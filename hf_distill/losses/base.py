@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -50,9 +50,12 @@ class DistillationLoss(nn.Module):
             all others as one ([`TopKLogits`]) instead of the whole vocabulary.
         needs_distributions: True where attention maps must be distributions, which those of a training student with
             attention dropout are not.
+        pools_tokens: True where hidden states are read as one vector a row, over each model's own tokens
+            (`batch.of_teacher()` for the teacher's), so that the two may have different tokenizers.
         needs_labels: True where the loss reads hard labels.
         undefined_for: What the loss has no meaning for, with the reason and what to do instead: a kind of head, a
             problem, or `"two_classes"` (see `TRAITS`). The trainer refuses such a pair before the first step.
+        fit_rows: How many training rows [`fit`] is shown before the first step; 0 where nothing is learned from data.
         citation: BibTeX of the sources, entries separated by an empty line.
     """
 
@@ -63,15 +66,20 @@ class DistillationLoss(nn.Module):
     by_position: bool = False
     reads_top_k: bool = False
     needs_distributions: bool = False
+    pools_tokens: bool = False
     needs_labels: bool = False
     undefined_for: Mapping[str, str] = MappingProxyType({})
     citation: str = ""
+    fit_rows: int = 0
 
     weight: float
+    fitted: Tensor
 
     def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
         self._schedules: dict[str, Schedule] = {}
+        if self.fit_rows:  # part of the state, so that a resumed run does not learn it again
+            self.register_buffer("fitted", torch.tensor(False))
         for value in self.schedule("weight", weight):
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(
@@ -104,6 +112,16 @@ class DistillationLoss(nn.Module):
 
     def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
         """Build what depends on the two models, from the shapes of one dry forward. Called once, before training."""
+
+    def fit(self, batches: Iterable[tuple[Activations, Activations, Batch]]) -> None:
+        """Learn something from data into buffers that [`setup`] has made; called once, where `fit_rows` is above 0.
+
+        The buffers are saved and resumed with the loss' parameters, and are those of the first process on all.
+
+        Args:
+            batches: What `forward` would be given, for `fit_rows` rows spread evenly over the training data. Only
+                what is read of them is computed.
+        """
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         """The term, without its weight. Shape: ()."""
@@ -151,6 +169,8 @@ class LossTerms(nn.ModuleDict):
 
     def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
         for loss in self.active().values():
+            if loss.fit_rows:
+                loss.fitted.fill_(False)
             loss.setup(student_shapes, teacher_shapes)
 
     def refuse_undefined(self, head: Head, problem: str, shapes: Shapes | None = None) -> None:

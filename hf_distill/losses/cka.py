@@ -23,6 +23,7 @@ class CKALoss(PooledLoss):
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
 
+    called = "1 - CKA"
     citation = """@inproceedings{kornblith2019similarity,
   title={Similarity of Neural Network Representations Revisited},
   author={Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey},
@@ -32,6 +33,3 @@ class CKALoss(PooledLoss):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return 1.0 - linear_cka(student, teacher)
-
-    def formula(self) -> str:
-        return self.named("1 - CKA")

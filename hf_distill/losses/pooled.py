@@ -31,6 +31,9 @@ class PooledLoss(DistillationLoss):
         pooling: `"mean"` or `"first"`.
         weight: Factor of this term.
 
+    Attributes:
+        called: What it is called in the printed equation.
+
     Raises:
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
@@ -39,6 +42,8 @@ class PooledLoss(DistillationLoss):
     teacher_needs = Needs(hidden_states=True)
     over: Over = "rows"
     couples_rows = True
+    pools_tokens = True
+    called: str = ""
 
     def __init__(
         self,
@@ -67,13 +72,13 @@ class PooledLoss(DistillationLoss):
         self.teacher_needs = Needs(hidden_states=teacher_layers(self.pairs))
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-        def pool(x: Tensor) -> Tensor:
-            return (batch.first_token if self.pooling == "first" else batch.mean_of_tokens)(vectors(x))
+        def pool(x: Tensor, own: Batch = batch) -> Tensor:
+            return (own.first_token if self.pooling == "first" else own.mean_of_tokens)(vectors(x))
 
-        terms = []
+        terms, of_teacher = [], batch.of_teacher()
         for s, t in self.pairs:
             ours = self.project(pool(student.hidden_states[s]), s)
-            theirs = averaged(teacher.hidden_states, t, pool)
+            theirs = averaged(teacher.hidden_states, t, lambda x: pool(x, of_teacher))
             terms.append(self.compare(ours, theirs) if len(ours) > 1 else ours.sum() * 0.0)
         return batch.mean(torch.stack(terms).mean().expand(batch.rows), "rows")
 
@@ -84,6 +89,9 @@ class PooledLoss(DistillationLoss):
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The term for at least two rows. Shape: (N, H_student), (N, H_teacher) -> ()."""
         raise NotImplementedError(f"{type(self).__name__} must define compare(student, teacher).")
+
+    def formula(self) -> str:
+        return self.named(self.called or type(self).__name__)
 
     def named(self, name: str) -> str:
         """A formula with the layers it is about."""

@@ -30,6 +30,7 @@ class RelationalDistanceLoss(PooledLoss):
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
 
+    called = "distances"
     citation = _CITATION
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -54,10 +55,8 @@ class RelationalAngleLoss(PooledLoss):
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
 
+    called = "angles"
     citation = _CITATION
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return relational_angle(student, teacher)
-
-    def formula(self) -> str:
-        return self.named("angles")

@@ -23,6 +23,7 @@ class SimilarityPreservingLoss(PooledLoss):
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
 
+    called = "similarity preserving"
     citation = """@inproceedings{tung2019similarity,
   title={Similarity-Preserving Knowledge Distillation},
   author={Tung, Frederick and Mori, Greg},
@@ -32,6 +33,3 @@ class SimilarityPreservingLoss(PooledLoss):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return similarity_preserving_distance(student, teacher)
-
-    def formula(self) -> str:
-        return self.named("similarity preserving")

@@ -100,7 +100,7 @@ class TeacherCache:
             )
         if unknown:
             return {}
-        spans, columns = real_spans(inputs), {}
+        spans, columns = real_spans(teacher_view(inputs)), {}
         of_logits = list(self.logits.columns(self.state_dtype)) if self.needs.logits else []
         for name in [*of_logits, *column_names(replace(self.needs, logits=False))]:
             rows = self.store.read(positions, name)

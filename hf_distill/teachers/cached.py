@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.activations import Activations, Head, Needs
+from hf_distill.activations import TEACHER_POSITIONS, Activations, Head, Needs
 from hf_distill.output_head import OutputHead
 from hf_distill.teachers.kept_logits import (
     LAST_HIDDEN_STATE,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TEACHER_PREFIX = "teacher_"
 STATES, _MAPS = "teacher_hidden_states_", "teacher_attentions_"
-_ANSWERS = (TEACHER_LOGITS, LAST_HIDDEN_STATE, TOP_K, TOP_K_CLASSES, STATES, _MAPS)
+_ANSWERS = (TEACHER_LOGITS, LAST_HIDDEN_STATE, TOP_K, TOP_K_CLASSES, STATES, _MAPS, TEACHER_POSITIONS)
 LABELS = frozenset({"labels", "label", "label_ids", "shift_labels", "num_items_in_batch"})
 
 
@@ -40,7 +40,7 @@ def is_no_input(name: str) -> bool:
 
 
 def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch as the teacher sees it: its own encoding, where the batch brings one (`TwoTokenizersCollator`).
+    """A batch as the teacher sees it: its own encoding, where the batch brings one (`TwoTokenizers`).
 
     >>> teacher_view({"input_ids": 1, "teacher_input_ids": 2, "teacher_logits": 3})
     {'input_ids': 2}
@@ -195,17 +195,19 @@ class TeacherAnswersCollator:
     def _batched(self, column: str, rows: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
         if column in (LAST_HIDDEN_STATE, TOP_K, TOP_K_CLASSES):
             return in_their_places(column, rows, kept_positions(batch, self.head, self.over))
-        axes = length_axes(column, self.head, "input_ids" in batch)
-        if not axes:
+        view = teacher_view(batch)
+        ids = view.get("input_ids")
+        axes = length_axes(column, self.head, ids is not None)
+        if not axes or ids is None:
             return torch.stack(rows)
-        length = batch["input_ids"].shape[-1]
+        length = ids.shape[-1]
         for row in rows:
             if row.shape[axes[0]] > length:
                 raise ValueError(
                     f"A row of {column!r} describes {row.shape[axes[0]]} positions, but its batch has only {length} "
                     "tokens: it was made from longer inputs. Make it again from the dataset that is trained on."
                 )
-        spans = real_spans(batch)
+        spans = real_spans(view)
         if spans is not None and spans.ndim == 2:
             starts = spans.argmax(-1).tolist()
         else:

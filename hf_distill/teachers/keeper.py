@@ -13,6 +13,7 @@ from hf_distill.activations import Activations, Head, Needs, Shapes, token_mask
 from hf_distill.output_head import OutputHead, find_output_head, unprojected, without_head
 from hf_distill.teachers.base import LocalTeacher, Teacher
 from hf_distill.teachers.cache import Collate, TeacherCache, teacher_fingerprint, teacher_folder
+from hf_distill.teachers.cached import teacher_view
 from hf_distill.teachers.fill import Filler, FillReport
 from hf_distill.teachers.kept_logits import KeptLogits, Over
 from hf_distill.teachers.notes import HEAD, read_head, read_shapes, write_head, write_shapes
@@ -180,6 +181,7 @@ class CacheKeeper:
 
 
 def _size(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
+    inputs = teacher_view(inputs)
     rows = next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim)
     tokens = token_mask(inputs)
     return rows, None if tokens is None else tokens.shape[-1]

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from hf_distill.heads import core_model, task_class
 from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.ema import EMATeacher
 from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.fingerprint import files_fingerprint
 from hf_distill.teachers.online import LazyTeacher, OnlineTeacher
@@ -56,8 +57,15 @@ def load_teacher(
         _refuse_shared(student, teacher)
         return OnlineTeacher(teacher, device, dtype=dtype)
     if isinstance(teacher, (list, tuple)):
+        if any(isinstance(member, EMATeacher) for member in teacher):
+            raise ValueError(
+                "An EMATeacher changes with every step and cannot be one of several teachers. Pass it by itself."
+            )
         members: list[Any] = [load_teacher(member, args, student, device) for member in teacher]
         return EnsembleTeacher(members)
+    if isinstance(teacher, EMATeacher):
+        teacher.dtype = teacher.dtype or dtype
+        teacher.follow(student, device)
     if isinstance(teacher, Teacher):
         return teacher
     raise ValueError(

