@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
     "secrets": set(),
-    "reports": {"functional", "activations", "heads", "losses", "random_state", "secrets"},
+    "reports": {"functional", "activations", "heads", "losses", "metrics", "random_state", "secrets"},
     "refusals": {"activations", "heads", "losses", "training_args", "transfer"},
     "preflight": {
         "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "recording",
