@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "unprojected": {"functional"},
     "activations": {"unprojected"},
     "mapping": set(),
+    "metrics": set(),
     "projection": set(),
     "batch": {"activations", "unprojected"},
     "batching": {"activations"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "training_args": {"losses", "mapping"},
     "wrapped_forward": {"losses"},
     "students": {"mapping", "heads"},
-    "reports": {"functional", "activations", "losses", "random_state"},
+    "reports": {"functional", "activations", "losses", "metrics", "random_state"},
     "refusals": {"activations", "heads", "losses", "training_args"},
     "preflight": {
         "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "recording",
