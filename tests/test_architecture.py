@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "unprojected": {"functional", "top_k"},
     "activations": {"unprojected"},
     "mapping": set(),
+    "metrics": set(),
     "projection": set(),
     "batch": {"activations", "top_k", "unprojected"},
     "batching": {"activations"},
@@ -59,7 +60,7 @@ MAY_IMPORT = {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
     },
     "recipes": {
-        "activations", "losses", "students", "tasks", "teachers", "trainer", "training_args", "transfer",
+        "activations", "losses", "reports", "students", "tasks", "teachers", "trainer", "training_args", "transfer",
     },
     "export": {"heads"},
     "metrics": set(),

@@ -22,7 +22,7 @@ from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.export import export_student
 from hf_distill.recipes import Compressed, Stage, answers, labels_of, train_on_labels
 from hf_distill.recipes.job import Job as Recipe
-from hf_distill.recipes.stages import content_of
+from hf_distill.recipes.stages import CARD, content_of
 from hf_distill.reports import DistillationReport
 from hf_distill.reports.card_facts import CardFacts
 from hf_distill.reports.measure import Cost, measure_cost
@@ -182,7 +182,7 @@ class Job:
 
     def card(self, made: Compressed, report: DistillationReport) -> Path:
         """The student's model card."""
-        facts = CardFacts.from_dict(json.loads((self.folder / self.stages[-1].name / "card.json").read_text()))
+        facts = CardFacts.from_dict(json.loads((self.folder / self.stages[-1].name / CARD).read_text()))
         facts.title = f"{self.folder.name}: {type(made.student).__name__}"
         source = source_of(self.teacher.config, str(self.flags.teacher))
         facts.teachers, facts.uses_teacher = [source], True

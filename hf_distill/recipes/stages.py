@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
+from hf_distill.reports.card_facts import facts_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
-DONE = "done.json"
+DONE, CARD = "done.json", "card.json"  # the second holds what a model card says of the training
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def run_stage(
     trainer = DistillationTrainer(student, args, data_collator, rows(), losses=dict(losses))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.model.save_pretrained(folder / "model")
+    (folder / CARD).write_text(json.dumps(facts_of(trainer).to_dict(), default=str))
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     finish(folder, settings)

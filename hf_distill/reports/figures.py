@@ -68,8 +68,8 @@ def learning_curves(curves: Mapping[str, Curve], name: str) -> Figure | None:
     groups = {title: keys for title, keys in groups.items() if keys}
     if not groups:
         return None
-    figure, axes = _figure(0.5 + 2.1 * len(groups), f"Learning curves: {name}", rows=len(groups))
-    for axis, (title, keys) in zip(axes, groups.items(), strict=True):
+    figure, panels = _panels(0.5 + 2.1 * len(groups), f"Learning curves: {name}", rows=len(groups))
+    for axis, (title, keys) in zip(panels, groups.items(), strict=True):
         for key, colour in zip(keys, _repeated(LINES, len(keys)), strict=True):
             steps, values = zip(*curves[key], strict=True)
             marker = "o" if len(steps) <= 30 else ""
@@ -77,7 +77,7 @@ def learning_curves(curves: Mapping[str, Curve], name: str) -> Figure | None:
         axis.set_title(title, fontsize=9, loc="left", color="#5a6875")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
-    axes[-1].set_xlabel("step")
+    panels[-1].set_xlabel("step")
     return figure
 
 
@@ -180,22 +180,28 @@ def absorbed(similarity: ClassSimilarity, roles: Mapping[str, str]) -> Figure | 
     teacher, *students = similarity.maps
     if not students:
         return None
-    figure, axes = _figure(3.1, "How much of it each student has absorbed", columns=len(students))
+    figure, panels = _panels(3.1, "How much of it each student has absorbed", columns=len(students))
     indices = [(i, j) for i in range(len(similarity.classes)) for j in range(len(similarity.classes)) if i != j]
     taught = [100 * similarity.maps[teacher][i][j] for i, j in indices]
-    least = max(taught) / 1e4
-    for axis, name in zip(axes, students, strict=True):
-        own = [100 * similarity.maps[name][i][j] for i, j in indices]
-        ends = [max(least, min(*taught, *own)), max(*taught, *own)]
+    given = {name: [100 * similarity.maps[name][i][j] for i, j in indices] for name in students}
+    every = [*taught, *(value for values in given.values() for value in values)]
+    least = max(every) / 1e4
+    ends = [max(least, min(every)), max(every)]
+    for axis, name in zip(panels, students, strict=True):
+        own = given[name]
         axis.plot(ends, ends, color="#9aa5b1", lw=1, ls="--")
         axis.scatter([max(v, least) for v in taught], [max(v, least) for v in own], s=9, alpha=0.6,
                      color=COLOURS[roles[name]], linewidths=0)  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("log")
+        ticks = _round_numbers(*ends)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_title(f"{name}\ncorrelation {fmean(similarity.absorbed[name]):.2f}", fontsize=8.5)
         axis.set_xlabel("teacher %", fontsize=9)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("student %", fontsize=9)
+    panels[0].set_ylabel("student %", fontsize=9)
     return figure
 
 
@@ -222,7 +228,12 @@ def layer_similarity(layers: LayerSimilarity) -> Figure:
     return figure
 
 
-def _figure(height: float, title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(height: float, title: str) -> tuple[Figure, Axes]:
+    figure, panels = _panels(height, title)
+    return figure, panels[0]
+
+
+def _panels(height: float, title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -231,7 +242,7 @@ def _figure(height: float, title: str, rows: int = 1, columns: int = 1) -> tuple
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8.5)
     figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.01, ha="left")
-    return figure, axes[0, 0] if rows == columns == 1 else list(axes.flat)
+    return figure, list(axes.flat)
 
 
 def _class_ticks(axes: Axes, below: Sequence[str], left: Sequence[str]) -> None:
@@ -244,6 +255,10 @@ def _class_ticks(axes: Axes, below: Sequence[str], left: Sequence[str]) -> None:
 
 def _colour_bar(figure: Figure, image: Any, axes: Axes, unit: str) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.ax.minorticks_off()
+    if unit:
+        low, high = image.get_clim()
+        bar.set_ticks(_round_numbers(low, high), labels=[f"{tick:g}" for tick in _round_numbers(low, high)])
     bar.ax.tick_params(labelsize=8)
     bar.ax.set_title(unit, fontsize=8)
 
@@ -258,6 +273,18 @@ def _apart(heights: Sequence[float], least: float = 14.0) -> list[float]:
         place = max(places[i], last + least)
         shifts[i], last = place - places[i], place
     return shifts
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Up to five ticks of a logarithmic axis.
+
+    >>> _round_numbers(0.09, 9.0), _round_numbers(1e-3, 50.0)
+    ([0.1, 0.3, 1.0, 3.0], [0.001, 0.01, 0.1, 1.0, 10.0])
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    tens, threes = ([float(f"{first}e{power}") for power in powers] for first in (1, 3))
+    every = [tick for tick in sorted([*tens, *threes]) if low <= tick <= high]
+    return every if len(every) <= 5 else [tick for tick in tens if low <= tick <= high][-5:]
 
 
 def _spread_out(sizes: Sequence[float], least: float = 1.3) -> list[float]:

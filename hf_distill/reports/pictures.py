@@ -27,7 +27,7 @@ def pictures(report: DistillationReport) -> dict[str, Picture]:
     Raises:
         ImportError: If matplotlib is missing.
     """
-    return {name: Picture(title, _data_uri(figure)) for name, title, figure in drawn(report)}
+    return {name: Picture(title, data_uri(figure)) for name, title, figure in drawn(report)}
 
 
 def drawn(report: DistillationReport) -> Iterator[tuple[str, str, Figure]]:
@@ -62,7 +62,7 @@ def drawn(report: DistillationReport) -> Iterator[tuple[str, str, Figure]]:
     yield from ((name, title, figure) for name, title, figure in found if figure is not None)
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
     """As SVG with its letters drawn as paths; the same figure gives the same bytes."""
     from matplotlib import rc_context
 

@@ -78,9 +78,9 @@ class Gain:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is more than two standard errors, of the larger kind."""
+        """Whether it is more than two standard errors, both kinds together (their squares add up)."""
         known = [error for error in (self.row_error, self.seed_error) if error is not None]
-        return bool(known) and abs(self.mean) > 2 * max(known)
+        return bool(known) and abs(self.mean) > 2 * math.hypot(*known)
 
 
 def task_metrics(rows: TestRows, logits: Tensor) -> tuple[dict[str, float], Tensor]:

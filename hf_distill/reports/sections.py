@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from hf_distill.reports.costs import cost_section
 from hf_distill.reports.document import Document, Section, Table
-from hf_distill.reports.measure import Latency
 from hf_distill.reports.quality import ModelResult
 from hf_distill.reports.soft_answers import Example
 from hf_distill.reports.wording import (
     MEANINGS,
-    UNKNOWN,
     called,
     measured,
-    megabytes,
     number,
     share,
     shortened,
@@ -30,15 +28,13 @@ if TYPE_CHECKING:
     from hf_distill.reports.report import DistillationReport
 
 SHOWN_CLASSES = 20
-DOUBTFUL = 1.25  # times of the same shape that differ by more than this
-STALLED = 1.5  # mean by median of the passes' times
 
 
 def document(report: DistillationReport) -> Document:
     """The report as headings, sentences and tables."""
     sections = [
         quality(report),
-        _costs(report),
+        cost_section(report),
         _classes(report),
         _dark_knowledge(report),
         _similarity(report),
@@ -81,10 +77,10 @@ def _gained(report: DistillationReport) -> Iterator[str]:
     says = f"is {'better' if gain.mean > 0 else 'worse'} by {size}" if gain.mean else "is as good"
     sentence = f"The same student without a teacher reaches {theirs}: the distilled one {says}"
     if errors:
-        verdict = (
-            "more than twice that, so it is clear" if gain.is_clear else "less than twice that, so it is not clear"
-        )
-        sentence += f" (standard error {', '.join(errors)}; the difference is {verdict})"
+        size = "more" if gain.is_clear else "less"
+        both = "both together" if len(errors) > 1 else "that"
+        clear = "clear" if gain.is_clear else "not clear"
+        sentence += f" (standard error {', '.join(errors)}; the difference is {size} than twice {both}: {clear})"
     yield sentence + "."
     if gain.seed_error is None:
         yield "One seed on either side: another seed may move either number."
@@ -139,59 +135,6 @@ def _keys(report: DistillationReport) -> list[str]:
 
 def _judged(report: DistillationReport) -> str:
     return f"{number(report.judged)} {'tokens' if report.by_token else 'rows'} of the test data"
-
-
-def _costs(report: DistillationReport) -> Section | None:
-    costs = [model.cost for model in report.models]
-    if not any(costs):
-        return None
-    rows = [
-        ["parameters", *(number(cost.parameters) if cost else UNKNOWN for cost in costs)],
-        ["weights on disk, MB", *(megabytes(cost.disk_mb) if cost else UNKNOWN for cost in costs)],
-        ["peak memory, MB", *(megabytes(cost.peak_memory_mb) if cost else UNKNOWN for cost in costs)],
-    ]
-    sizes = sorted({size for cost in costs if cost for size in cost.latency})
-    for size in sizes:
-        timed = [cost.latency.get(size) if cost else None for cost in costs]
-        rows += [
-            [f"p50 at batch {size}, ms", *(number(t.p50_ms, 2) if t else UNKNOWN for t in timed)],
-            [f"p95 at batch {size}, ms", *(number(t.p95_ms, 2) if t else UNKNOWN for t in timed)],
-            [f"rows a second at batch {size}", *(number(t.rows_per_second, 0) if t else UNKNOWN for t in timed)],
-        ]
-    rows = [row for row in rows if set(row[1:]) != {UNKNOWN}]
-    text = [_how_timed([t for cost in costs if cost for t in cost.latency.values()]), *_doubts(report)]
-    table = Table(["", *(model.name for model in report.models)], rows)
-    return Section("Size and speed", [line for line in text if line], table, figures=["size_quality"])
-
-
-def _how_timed(timed: Sequence[Latency]) -> str:
-    if not timed:
-        return ""
-    ways = sorted({f"{t.device}, {t.threads} thread{'s' if t.threads > 1 else ''}" for t in timed})
-    runs = sorted({t.runs for t in timed})
-    times_run = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    return f"Measured on {'; '.join(ways)}: single forward passes, {times_run} of them, preparing the inputs left out."
-
-
-def _doubts(report: DistillationReport) -> Iterator[str]:
-    """Two students of one size must take one time: where they do not, none of the times can be trusted."""
-    ours, theirs = report.student.cost, report.baseline.cost if report.baseline else None
-    timed = [(size, t) for model in report.models if model.cost for size, t in model.cost.latency.items()]
-    stalls = max((1e3 * size / t.rows_per_second / t.p50_ms for size, t in timed), default=1.0)
-    if stalls > STALLED:
-        yield (
-            f"The mean time of a pass is up to {stalls:.1f} times the median: the machine was busy with something "
-            "else now and then. Believe p50 more than p95 and rows a second, or measure again on an idle one."
-        )
-    if ours is None or theirs is None or not ours.parameters or ours.parameters != theirs.parameters:
-        return
-    factors = [ours.latency[size].p50_ms / theirs.latency[size].p50_ms for size in {*ours.latency} & {*theirs.latency}]
-    worst = max((max(factor, 1 / factor) for factor in factors), default=1.0)
-    if worst > DOUBTFUL:
-        yield (
-            f"The two students have one size, yet their times differ by a factor of {worst:.1f}: the machine was busy "
-            "with something else, and these times are not to be trusted. Measure again on an idle one."
-        )
 
 
 def _classes(report: DistillationReport) -> Section | None:
@@ -278,16 +221,20 @@ def _mistakes(report: DistillationReport) -> Section | None:
 def _training(report: DistillationReport) -> Section | None:
     if not report.curves and report.layer_similarity is None:
         return None
-    text = []
+    text, table = [], None
     if report.curves:
-        text.append("Every term of the objective as it was logged, and the evaluations.")
+        text.append("Every term of the objective and every evaluation, as last logged; the page shows the curves.")
+        names = dict.fromkeys(name for curves in report.curves.values() for name in curves)
+        last = {name: [c[name][-1][1] if name in c else math.nan for c in report.curves.values()] for name in names}
+        rows = [[name, *(spread([value]) for value in values)] for name, values in last.items()]
+        table = Table(["", *report.curves], rows)
     if report.layer_similarity is not None:
         text.append(
             "Layer similarity is debiased linear CKA of the hidden states of student and teacher, at most 1; layer 0 "
             "is the embedding output. The numbers are in report.json."
         )
-    names = [f"curves_{index}" for index in range(len(report.curves))]
-    return Section("Training and layers", text, figures=[*names, "layer_similarity"])
+    curves = [f"curves_{index}" for index in range(len(report.curves))]
+    return Section("Training and layers", text, table, figures=[*curves, "layer_similarity"])
 
 
 def _conditions(report: DistillationReport) -> Section | None:

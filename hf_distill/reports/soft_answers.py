@@ -131,8 +131,10 @@ def class_similarity(
     absorbed = {name: [pearson(each[off], whole[off]) for each in several] for name, several in maps.items()}
     every = {teacher_name: whole, **{name: several[0] for name, several in maps.items()}}
     count = min(SHOWN_CLASSES**2, len(seen) * (len(seen) - 1))
-    ranked = whole.masked_fill(~off, -1).flatten().topk(count).indices.tolist()
-    pairs = [divmod(index, len(seen)) for index in ranked]
+    largest = whole.masked_fill(~off, -1).flatten().topk(count)
+    # Equal values in the order of their classes, on every machine.
+    ranked = sorted(zip(largest.values.tolist(), largest.indices.tolist(), strict=True), key=_largest_first)
+    pairs = [divmod(index, len(seen)) for _, index in ranked]
     shown = _shown(pairs, len(seen))
     names = [rows.class_names[index] for index in seen.tolist()]
     told = [
@@ -149,6 +151,10 @@ def mean_soft_answers(rows: TestRows, logits: Tensor, temperature: float) -> Ten
     for part, labels in chunks(logits, rows.labels):
         sums.index_add_(0, labels, (part / temperature).softmax(-1).double())
     return sums / rows.labels.bincount(minlength=classes).clamp(min=1)[:, None]
+
+
+def _largest_first(pair: tuple[float, int]) -> tuple[float, int]:
+    return -round(pair[0], 9), pair[1]
 
 
 def _shown(pairs: Sequence[tuple[int, int]], classes: int) -> list[int]:
