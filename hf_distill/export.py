@@ -109,17 +109,12 @@ def export_student(
     batches = [_readable(model, batch) for batch in (made_up_inputs(model) if inputs is None else inputs)]
     if not batches or not batches[0]:
         raise ValueError("export_student needs at least one batch of inputs that the student's forward takes.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as unfinished:
-        whole = Path(unfinished) / "export"
+    with _unfinished(output) as whole:
         names = _write(model, batches, whole, int8)
         for name in names if isinstance(student, (str, os.PathLike)) else ():
             _copy_processing_files(Path(student), whole / name)  # type: ignore[arg-type]
         measured = _measure(model, batches, {name: whole / name for name in names}, runs, threads)
         _refuse_wrong(model, measured[ONNX], batches)
-        if output.exists():
-            os.rename(output, Path(unfinished) / "old")
-        os.rename(whole, output)
     return {name: replace(result, folder=output / name) for name, result in measured.items()}
 
 
@@ -144,6 +139,25 @@ def made_up_inputs(model: PreTrainedModel) -> list[dict[str, Tensor]]:
         mask[0, length // 2 + 1 :] = 0 if rows > 1 else 1
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
+
+
+@contextlib.contextmanager
+def _unfinished(output: Path) -> Iterator[Path]:
+    """A folder that takes the place of `output` when all has gone well, and is gone when not."""
+    missing = [parent for parent in output.parents if not parent.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+            whole = Path(scratch) / "export"
+            yield whole
+            if output.exists():
+                os.rename(output, Path(scratch) / "old")
+            os.rename(whole, output)
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
+        raise
 
 
 def _require_packages() -> None:
@@ -209,12 +223,12 @@ def _write(model: PreTrainedModel, batches: list[dict[str, Tensor]], whole: Path
     from transformers.exporters.exporter_onnx import OnnxExporter
 
     # An axis of length 1 would be taken for a fixed one.
-    sample = max(batches, key=lambda batch: min(next(iter(batch.values())).shape[:2]))
-    sample = {k: torch.cat([v, v]) if len(v) == 1 else v for k, v in sample.items()}
+    batch = max(batches, key=lambda each: min(next(iter(each.values())).shape[:2]))
+    sample: Any = {k: torch.cat([v, v]) if len(v) == 1 else v for k, v in batch.items()}
     shapes = {name: dict.fromkeys(_free_axes(name, value), torch.export.Dim.AUTO) for name, value in sample.items()}
     with _quiet():
         try:
-            exported = OnnxExporter().export(model, dict[str, Any](sample), OnnxConfig(dynamic_shapes=shapes))
+            exported: Any = OnnxExporter().export(model, dict[str, Any](sample), OnnxConfig(dynamic_shapes=shapes))
         except Exception as error:  # whatever the tracer stumbled over
             told = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {told[0]}") from error
@@ -223,8 +237,7 @@ def _write(model: PreTrainedModel, batches: list[dict[str, Tensor]], whole: Path
             return [ONNX]
         component = exported.components["model"]
         quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig())
-        format: Any = exported.export_format
-        graph = quantizer.quantize(component.program, sample, format)
+        graph = quantizer.quantize(component.program, sample, exported.export_format)
         components = {"model": ExportedComponent(graph, component.metadata)}
         ExportedModel(components, exported.export_format, model.config).save_pretrained(whole / INT8)
     return [ONNX, INT8]

@@ -15,7 +15,6 @@ MAY_IMPORT = {
     "unprojected": {"functional", "top_k"},
     "activations": {"unprojected"},
     "mapping": set(),
-    "metrics": set(),
     "projection": set(),
     "batch": {"activations", "top_k", "unprojected"},
     "batching": {"activations"},
