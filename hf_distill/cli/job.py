@@ -22,7 +22,7 @@ from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.export import export_student
 from hf_distill.recipes import Compressed, Stage, answers, labels_of, train_on_labels
 from hf_distill.recipes.job import Job as Recipe
-from hf_distill.recipes.stages import CARD, content_of
+from hf_distill.recipes.stages import CARD, LOG, content_of
 from hf_distill.reports import DistillationReport
 from hf_distill.reports.card_facts import CardFacts
 from hf_distill.reports.measure import Cost, measure_cost
@@ -92,7 +92,6 @@ class Job:
             raise UserError(f"No column of {self.data['train'].column_names} holds labels. Name it: --label_column.")
         for part in self.data.values():
             task.labels(part)  # a wrong class is told now
-        self.say(f"Task: {task}")
         return task
 
     @cached_property
@@ -173,7 +172,8 @@ class Job:
         report = DistillationReport.from_outputs(
             logits["student"][read], logits["teacher"][read], labels[read], costs=costs,
             baseline=logits["baseline"][read] if baseline is not None else None,
-            class_names=self.task.classes or None, texts=_texts(self.task, test, read), notes=self._notes(read),
+            class_names=self.task.classes or None, log_history={"student": self._log()},
+            texts=_texts(self.task, test, read), notes=self._notes(read),
             temperature=self.stages[0].temperature,
         )  # fmt: skip
         figures = find_spec("matplotlib") is not None if self.flags.figures is None else self.flags.figures
@@ -215,6 +215,15 @@ class Job:
             else self.task.encode(part.select_columns(list(self.task.inputs)), reader, self.flags.max_length)
         )  # fmt: skip
         return [{name: value for name, value in rows[k].items() if name != "labels"} for k in range(len(part))]
+
+    def _log(self) -> list[dict[str, Any]]:
+        """What was logged in all stages, one after another."""
+        history: list[dict[str, Any]] = []
+        for stage in self.stages:
+            before = history[-1]["step"] if history else 0
+            lines = json.loads((self.folder / stage.name / LOG).read_text())
+            history += [{**line, "step": line["step"] + before} for line in lines]
+        return history
 
     def _notes(self, read: np.ndarray) -> list[str]:
         notes = [f"Nothing was chosen on the {len(self.data['test']):,} test rows."]

@@ -42,7 +42,8 @@ def run(job: Job) -> Result:
 
 def check(job: Job) -> Result:
     """What can be known before any hour is spent: columns, classes, sizes, and one gradient a loss on two batches."""
-    _ = job.folder, job.task
+    _ = job.folder
+    job.say(f"Task: {job.task}")
     with tempfile.TemporaryDirectory(dir=job.folder) as trial:
         trainer, student = job.recipe(output_dir=trial).trial()
         gradients = gradient_shares(trainer)
@@ -62,7 +63,8 @@ def check(job: Job) -> Result:
 
 def student(job: Job) -> Result:
     """The student before training alone."""
-    _ = job.folder, job.task
+    _ = job.folder
+    job.say(f"Task: {job.task}")
     _, made = job.recipe().start()
     path = job.folder / "start"
     job.say(f"{where_parameters_go(made)}\nstudent: {path}")
@@ -71,7 +73,8 @@ def student(job: Job) -> Result:
 
 def cache(job: Job) -> Result:
     """The teacher's answers about the transfer set alone."""
-    _ = job.folder, job.task
+    _ = job.folder
+    job.say(f"Task: {job.task}")
     recipe = job.recipe()
     judgement = recipe.judged(recipe.transfer_rows())
     return {"rows": len(judgement.positions), "folder": str(judgement.cache.folder)}

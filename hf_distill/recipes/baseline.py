@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, set_seed
 
-from hf_distill.recipes.stages import begin, finish, is_done
+from hf_distill.recipes.stages import begin, finish, is_done, show_bars_only
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
@@ -65,6 +65,7 @@ def train_on_labels(
         "metric_for_best_model": "quality",
         "logging_strategy": "no",
         "report_to": "none",
+        "disable_tqdm": False,
         "seed": seed,
         "dataloader_pin_memory": torch.cuda.is_available(),
         **(arguments or {}),
@@ -76,6 +77,7 @@ def train_on_labels(
         student, args, data_collator, rows, validation, compute_metrics=quality,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=PATIENCE)],
     )  # fmt: skip
+    show_bars_only(trainer)
     trainer.train()
     trainer.model.save_pretrained(folder / "model")
     for checkpoint in folder.glob("checkpoint-*"):

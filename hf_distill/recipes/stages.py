@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
@@ -21,7 +21,8 @@ from hf_distill.reports.card_facts import facts_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
-DONE, CARD = "done.json", "card.json"  # the second holds what a model card says of the training
+DONE = "done.json"
+CARD, LOG = "card.json", "log.json"  # what a model card says of the training, and what was logged
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,21 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / DONE).unlink(missing_ok=True)
 
 
+class _Bars(ProgressCallback):
+    """Trainer's progress bars without its log lines."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Say nothing."""
+
+
+def show_bars_only(trainer: Trainer) -> None:
+    """Progress bars, unless `disable_tqdm`, and no line for each log."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(_Bars)
+
+
 def run_stage(
     stage: Stage,
     student: PreTrainedModel,
@@ -134,15 +150,18 @@ def run_stage(
         "save_total_limit": 1,
         "logging_steps": max(1, steps // 20),
         "report_to": "none",
+        "disable_tqdm": False,
         "seed": seed,
         "dataloader_pin_memory": torch.cuda.is_available(),
         **given,
     })  # fmt: skip
     set_seed(seed)
     trainer = DistillationTrainer(student, args, data_collator, rows(), losses=dict(losses))
+    show_bars_only(trainer)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.model.save_pretrained(folder / "model")
     (folder / CARD).write_text(json.dumps(facts_of(trainer).to_dict(), default=str))
+    (folder / LOG).write_text(json.dumps(trainer.state.log_history))
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     finish(folder, settings)
