@@ -10,7 +10,7 @@ from hf_distill.testing import VOCABULARY, tiny_task
 from hf_distill.transfer import StudentCompletions, generate_transfer_set
 from hf_distill.transfer import generate as generate_module
 
-EOS, PROMPTS = 2, [[5, 6, 7], [8], [9, 10, 11, 12, 13], [8], [14, 15]]
+PAD, EOS, PROMPTS = 0, 2, [[5, 6, 7], [8], [9, 10, 11, 12, 13], [8], [14, 15]]
 
 
 @pytest.fixture
@@ -45,13 +45,14 @@ def encoder_decoder():
 
 @torch.no_grad()
 def greedy(model, prompt, limit):
-    """The likeliest next token again and again, without padding, cache or `generate`."""
+    """The likeliest next token but padding again and again, without batch, cache or `generate`."""
     encoder_decoder, written = model.config.is_encoder_decoder, []
     while len(written) < limit and EOS not in written:
         if encoder_decoder:
             logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *written]])).logits
         else:
             logits = model(input_ids=torch.tensor([[*prompt, *written]])).logits
+        logits[..., PAD] = -torch.inf
         written.append(int(logits[0, -1].argmax()))
     return written
 
@@ -61,7 +62,7 @@ class TestTransferSet:
     def test_completions_of_a_causal_model_are_those_of_each_prompt_alone(
         self, batch_size, causal, tokenizer, tmp_path
     ):
-        options = {"batch_size": batch_size, "max_new_tokens": 6, "progress": False}
+        options = {"batch_size": batch_size, "max_new_tokens": 6, "suppress_tokens": [PAD], "progress": False}
         rows = generate_transfer_set(causal, tokenizer, PROMPTS, cache_dir=tmp_path, **options)
         expected = [greedy(causal, prompt, 6) for prompt in PROMPTS]
         assert len({len(completion) for completion in expected}) > 1  # some ended by themselves
@@ -72,7 +73,7 @@ class TestTransferSet:
 
     @pytest.mark.parametrize("batch_size", [1, 8])
     def test_completions_of_an_encoder_decoder(self, batch_size, encoder_decoder, tokenizer, tmp_path):
-        options = {"batch_size": batch_size, "max_new_tokens": 6, "progress": False}
+        options = {"batch_size": batch_size, "max_new_tokens": 6, "suppress_tokens": [PAD], "progress": False}
         rows = generate_transfer_set(encoder_decoder, tokenizer, PROMPTS, cache_dir=tmp_path, **options)
         for row, prompt in zip(rows, PROMPTS, strict=True):
             assert row["input_ids"] == prompt
@@ -95,6 +96,7 @@ class TestTransferSet:
         monkeypatch.setattr("hf_distill.teachers.fill.FLUSH_SECONDS", -1.0)
         with pytest.raises(KeyboardInterrupt):
             generate_transfer_set(causal, tokenizer, PROMPTS, cache_dir=tmp_path / "cut", **options)
+        torch.manual_seed(99)  # another process
         again = generate_transfer_set(causal, tokenizer, PROMPTS, cache_dir=tmp_path / "cut", **options)
         assert asked == [2, 2, 2]  # four different prompts, and the batch that failed
         assert again.to_dict() == whole.to_dict()
@@ -149,7 +151,14 @@ def prompted():
     return task
 
 
-GREEDY = {"max_new_tokens": 5, "do_sample": False, "top_k": None, "top_p": None, "temperature": None}
+GREEDY = {
+    "max_new_tokens": 5,
+    "suppress_tokens": [PAD],
+    "do_sample": False,
+    "top_k": None,
+    "top_p": None,
+    "temperature": None,
+}
 MIXED = {"student_generation_share": 1.0, "student_generation_kwargs": GREEDY, "hard_label_weight": 0.0}
 
 
