@@ -22,7 +22,7 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
     that is missing or has no labels. The rows are drawn with a fixed seed.
 
     Args:
-        source: A name on the Hub; a csv, tsv, json, jsonl or parquet file; a folder that `save_to_disk` wrote, of such
+        source: A name on the Hub; a csv, tsv, json, jsonl or parquet file, also with .gz; a folder that `save_to_disk` wrote, of such
             files, or of images in one folder a class.
         config: The configuration of a dataset with several.
 
@@ -57,10 +57,11 @@ def _load(source: str, config: str | None) -> Dataset | DatasetDict:
     path = Path(source)
     try:
         if path.is_file():
-            if path.suffix not in _LOADERS:
+            kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
+            if kind not in _LOADERS:
                 raise UserError(f"{source} is no file of a known kind. Give {', '.join(_LOADERS)}.")
-            more = {"sep": "\t"} if path.suffix == ".tsv" else {}
-            return load_dataset(_LOADERS[path.suffix], data_files={"train": str(path)}, **more)
+            more = {"sep": "\t"} if kind == ".tsv" else {}
+            return load_dataset(_LOADERS[kind], data_files={"train": str(path)}, **more)
         if path.is_dir():
             if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
                 return load_from_disk(source)
