@@ -281,8 +281,9 @@ def test_on_a_gpu_the_teacher_is_released_and_nothing_changes(name, make_trainer
     assert different_tensors(cached.model.state_dict(), plain.model.state_dict(), 1e-4) == []
 
 
+@pytest.mark.parametrize("at_hand", [True, False], ids=["teacher at hand", "no teacher"])
 @pytest.mark.parametrize("name", ["single_label", "token", "question_answering"])
-def test_answers_as_columns_train_like_the_teacher(name, make_trainer, tmp_path):
+def test_answers_as_columns_train_like_the_teacher(name, at_hand, make_trainer, tmp_path):
     """Also after a round through a saved dataset, as one that was pushed and loaded."""
     plain, _ = run(make_trainer, tiny_task(name), hidden_state_weight=1.0, layer_mapping={2: 4})
     task = tiny_task(name)
@@ -294,10 +295,22 @@ def test_answers_as_columns_train_like_the_teacher(name, make_trainer, tmp_path)
     loaded = datasets.load_from_disk(tmp_path / "saved")
     assert loaded.column_names == [*rows.column_names, "teacher_logits", "teacher_hidden_states_4"]
     kwargs = {"train_dataset": loaded, "hidden_state_weight": 1.0, "layer_mapping": {2: 4}, "max_steps": 4}
-    trainer = make_trainer(task, **kwargs)
-    trainer.teacher.answer = None  # from here on nobody can ask it
+    trainer = make_trainer(task, **kwargs, **({} if at_hand else {"teacher_model": None}))
+    if at_hand:
+        trainer.teacher.answer = None  # from here on nobody can ask it
     trainer.train()
     assert different_tensors(trainer.model.state_dict(), plain.model.state_dict()) == []
+
+
+def test_a_layer_that_no_column_holds_needs_a_teacher(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    needs = Needs(logits=True, hidden_states=(4,))
+    rows = cache_teacher_outputs(
+        datasets.Dataset.from_list(task.rows), task.teacher, needs, data_collator=task.collate, cache_dir=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="names the teacher's layer 2, which no column of the data holds"):
+        make_trainer(task, train_dataset=rows, teacher_model=None, hidden_state_weight=1.0, layer_mapping={1: 2, 2: 4})
 
 
 def test_many_layers_do_not_make_a_name_too_long(tmp_path):
