@@ -80,13 +80,18 @@ class Task:
                 f"{type(core_model(model)).__name__} does not classify texts, words or images, the tasks whose data "
                 "can be prepared here. Tokenise the data yourself and use DistillationTrainer."
             )
+        config = core_model(model).config
+        if config.problem_type == "multi_label_classification":
+            raise ValueError(
+                "The teacher gives several labels a row, whose data cannot be prepared here. Tokenise the data "
+                "yourself and use DistillationTrainer."
+            )
         given = (input_columns,) if isinstance(input_columns, str) else tuple(input_columns or ())
         label = _label_column(dataset, kind, label_column)
         inputs = given or _input_columns(dataset, kind, label)
         missing = [name for name in inputs if name not in dataset.column_names]
         if missing or len(inputs) > (2 if kind == "text" else 1):
             raise ValueError(f"input_columns={list(inputs)} must be columns of the data: {dataset.column_names}.")
-        config = core_model(model).config
         single = kind == "words" or (config.num_labels > 1 and config.problem_type != "regression")
         classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
         return cls(kind, tuple(inputs), label, classes)  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ from test_transfer_set import bert, labelled, vit
 from test_vocabulary import CORPUS, original
 
 from hf_distill import DistillationTrainer
-from hf_distill.recipes import STAGES, Stage, compress
+from hf_distill.recipes import STAGES, Stage, compress, job
 from hf_distill.recipes.reading import has_readable_states
+from hf_distill.students import trim_vocabulary
 from hf_distill.tasks import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -96,6 +97,19 @@ class TestCompress:
         assert not (tmp_path / "broken" / "student").exists()
         resumed = weights(make(tmp_path / "broken").student)
         assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+    def test_a_vocabulary_grows_to_what_must_stay(self, tmp_path, monkeypatch):
+        asked = []
+
+        def strict(reader, corpus, size, **given):
+            asked.append(size)
+            return trim_vocabulary(reader, corpus, size if size > 250 else 1, **given)
+
+        monkeypatch.setattr(job, "trim_vocabulary", strict)
+        made = make(tmp_path, bert(**SIZES), vocabulary_size=None, compression=3, training_rows=8)
+        assert asked[-1] > 250 and len(made.processing_class) <= asked[-1]
+        with pytest.raises(ValueError, match="size must be a whole number of at least"):
+            make(tmp_path / "other", vocabulary_size=120)
 
     def test_held_out_rows_are_not_learnt_from(self, tmp_path, monkeypatch):
         seen = []

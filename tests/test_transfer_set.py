@@ -72,6 +72,7 @@ class TestTask:
             (bert(), {"text": ["a"]}, {"input_columns": "body"}, r"input_columns=\['body'\] must be columns"),
             (bert(), {"text": ["a"]}, {"label_column": "class"}, "label_column='class' is no column"),
             (bert("QuestionAnswering"), {"text": ["a"]}, {}, "BertForQuestionAnswering does not classify"),
+            (bert(problem_type="multi_label_classification"), {"text": ["a"]}, {}, "gives several labels a row"),
         ],
     )
     def test_what_cannot_be_told_is_refused(self, model, columns, given, message):

@@ -22,8 +22,8 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
     that is missing or has no labels. The rows are drawn with a fixed seed.
 
     Args:
-        source: A name on the Hub; a csv, tsv, json, jsonl or parquet file, also with .gz; a folder that `save_to_disk` wrote, of such
-            files, or of images in one folder a class.
+        source: A name on the Hub; a csv, tsv, json, jsonl or parquet file, also with .gz; a folder that `save_to_disk`
+            wrote, of such files, or of images in one folder a class.
         config: The configuration of a dataset with several.
 
     Raises:

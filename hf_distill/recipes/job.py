@@ -161,14 +161,23 @@ class Job:
         if self.task.kind == "image":
             calibration = [self.batch(range(k, k + 16)) for k in range(0, min(64, len(self.train_dataset) - 15), 16)]
             return self.processing_class, create_student(self.teacher, calibration=calibration, **self.limits)
-        budget = parameter_budget(self.teacher, **self.limits)
-        size = self.vocabulary_size or round(10_000 * ((budget or 0) / 2.3e6) ** 0.35)
-        tokenizer = trim_vocabulary(self.processing_class, self.texts(), size, characters="seen")
-        student = create_student(
-            self.teacher, processing_class=self.processing_class, new_processing_class=tokenizer,
-            **self.limits,
-        )  # fmt: skip
-        return tokenizer, student
+        tokenizer = self.processing_class
+        if getattr(tokenizer, "is_fast", False):
+            tokenizer = self._trimmed()
+        readers = {"processing_class": self.processing_class, "new_processing_class": tokenizer}
+        return tokenizer, create_student(self.teacher, **readers, **self.limits)
+
+    def _trimmed(self) -> Any:
+        """The teacher's tokenizer with as many tokens as suit the student's size, or as many as must stay."""
+        budget = parameter_budget(self.teacher, **self.limits) or 0
+        size = self.vocabulary_size or round(10_000 * (budget / 2.3e6) ** 0.35)
+        while True:
+            try:
+                return trim_vocabulary(self.processing_class, self.texts(), size, characters="seen")
+            except ValueError:
+                if self.vocabulary_size is not None or size >= len(self.processing_class):
+                    raise
+            size = min(2 * size, len(self.processing_class))
 
     def texts(self) -> Iterable[str]:
         """All that is read, text by text."""
