@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.reports.curves import Curve
 from hf_distill.reports.quality import ModelResult
 from hf_distill.reports.soft_answers import ClassSimilarity, Example
+from hf_distill.reports.ticks import apart, compact, repeated, round_numbers, spread_out
 from hf_distill.reports.wording import called, share, shortened
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def size_quality(models: Sequence[ModelResult], metric: str) -> Figure | None:
         points.append((size, fmean(values), stdev(values) if len(values) > 1 else 0.0, model))
     for size, mean, deviation, model in points:
         axes.errorbar(size, mean, deviation or None, fmt="o", ms=8, capsize=4, color=COLOURS[model.role])
-    for (size, mean, _, model), shift in zip(points, _apart([mean for _, mean, *_ in points]), strict=True):
+    for (size, mean, _, model), shift in zip(points, apart([mean for _, mean, *_ in points]), strict=True):
         right = size > math.sqrt(min(p[0] for p in points) * max(p[0] for p in points))
         axes.annotate(model.name, (size, mean), (-10 if right else 10, shift), textcoords="offset points",
                       ha="right" if right else "left", va="center", fontsize=9, color=COLOURS[model.role])  # fmt: skip
     axes.set_xscale("log")
-    ticks = _spread_out([size for size, *_ in points])
-    axes.set_xticks(ticks, [_compact(size) for size in ticks])
+    ticks = spread_out([size for size, *_ in points])
+    axes.set_xticks(ticks, [compact(size) for size in ticks])
     axes.minorticks_off()
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("parameters")
@@ -70,7 +71,7 @@ def learning_curves(curves: Mapping[str, Curve], name: str) -> Figure | None:
         return None
     figure, panels = _panels(0.5 + 2.1 * len(groups), f"Learning curves: {name}", rows=len(groups))
     for axis, (title, keys) in zip(panels, groups.items(), strict=True):
-        for key, colour in zip(keys, _repeated(LINES, len(keys)), strict=True):
+        for key, colour in zip(keys, repeated(LINES, len(keys)), strict=True):
             steps, values = zip(*curves[key], strict=True)
             marker = "o" if len(steps) <= 30 else ""
             axis.plot(steps, values, marker=marker, ms=3, color=colour, label=key.removeprefix("eval_"))
@@ -118,7 +119,7 @@ def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | 
         top = index * lines
         # One colour for a class in the whole figure, as long as there are enough colours.
         known = every if len(every) <= len(ANSWERS) else example.classes
-        colours = dict(zip(known, _repeated(ANSWERS, len(known)), strict=True))
+        colours = dict(zip(known, repeated(ANSWERS, len(known)), strict=True))
         axes.text(0, top, shortened(example.text, 62), fontsize=8.5, fontweight="bold", va="center")
         for row, (name, answer) in enumerate(example.answers.items(), start=1):
             y, left = top + row, 0.36
@@ -194,7 +195,7 @@ def absorbed(similarity: ClassSimilarity, roles: Mapping[str, str]) -> Figure | 
                      color=COLOURS[roles[name]], linewidths=0)  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("log")
-        ticks = _round_numbers(*ends)
+        ticks = round_numbers(*ends)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
@@ -258,55 +259,6 @@ def _colour_bar(figure: Figure, image: Any, axes: Axes, unit: str) -> None:
     bar.ax.minorticks_off()
     if unit:
         low, high = image.get_clim()
-        bar.set_ticks(_round_numbers(low, high), labels=[f"{tick:g}" for tick in _round_numbers(low, high)])
+        bar.set_ticks(round_numbers(low, high), labels=[f"{tick:g}" for tick in round_numbers(low, high)])
     bar.ax.tick_params(labelsize=8)
     bar.ax.set_title(unit, fontsize=8)
-
-
-def _apart(heights: Sequence[float], least: float = 14.0) -> list[float]:
-    """Vertical shifts in points, so that labels of nearly equal heights do not lie on each other."""
-    span = (max(heights) - min(heights)) or 1.0
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    places = {i: 120.0 * (heights[i] - min(heights)) / span for i in order}  # a point of the plot is 120 high or so
-    shifts, last = [0.0] * len(heights), -math.inf
-    for i in order:
-        place = max(places[i], last + least)
-        shifts[i], last = place - places[i], place
-    return shifts
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Up to five ticks of a logarithmic axis.
-
-    >>> _round_numbers(0.09, 9.0), _round_numbers(1e-3, 50.0)
-    ([0.1, 0.3, 1.0, 3.0], [0.001, 0.01, 0.1, 1.0, 10.0])
-    """
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    tens, threes = ([float(f"{first}e{power}") for power in powers] for first in (1, 3))
-    every = [tick for tick in sorted([*tens, *threes]) if low <= tick <= high]
-    return every if len(every) <= 5 else [tick for tick in tens if low <= tick <= high][-5:]
-
-
-def _spread_out(sizes: Sequence[float], least: float = 1.3) -> list[float]:
-    """Those that are far enough apart for a label each, on a logarithmic axis."""
-    kept: list[float] = []
-    for size in sorted(sizes):
-        if not kept or size > least * kept[-1]:
-            kept.append(size)
-    return kept
-
-
-def _compact(size: float) -> str:
-    """A number of parameters in three digits.
-
-    >>> _compact(22713986), _compact(2160962), _compact(650), _compact(7e9)
-    ('22.7 M', '2.16 M', '650', '7 B')
-    """
-    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if size >= unit:
-            return f"{size / unit:.3g}{name}"
-    return f"{size:.0f}"
-
-
-def _repeated(colours: Sequence[str], count: int) -> list[str]:
-    return [colours[i % len(colours)] for i in range(count)]
