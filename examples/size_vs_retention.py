@@ -50,6 +50,7 @@ from transformers import (
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.recipes import compress
+from hf_distill.recipes.stages import fingerprint_of
 
 RECIPE, CARRIED, RANDOM = "recipe", "(a) same start, labels only", "(b) random start, labels only"
 
@@ -125,7 +126,9 @@ def run(
 ) -> dict[str, np.ndarray]:
     """The three students of one size and seed: each one's logits on the test rows, kept for the next time."""
     folder = Path(job.output_dir) / f"{compression:g}x-seed{seed}"
-    file = folder / "test_logits.npz"
+    same = {name: value for name, value in asdict(job).items() if name not in ("seeds", "compressions", "baselines")}
+    settings = {**same, "compression": compression, "seed": seed, "texts": list(unlabelled)}
+    file = folder / f"test_logits-{fingerprint_of(settings)}.npz"  # other settings, other answers
     known = dict(np.load(file)) if file.is_file() else {}
     teacher = AutoModelForSequenceClassification.from_pretrained(job.teacher)
     tokenizer = AutoTokenizer.from_pretrained(job.teacher)
