@@ -12,6 +12,12 @@ from transformers import PreTrainedModel
 from hf_distill.recipes.job import Compressed, Job
 from hf_distill.recipes.stages import Stage
 
+# Chosen on the 1,000 validation rows of the movie sentences at 10x, one seed, 120,000 rows seen in the first stage (one
+# standard error is 1.2 points; the teacher had learned from these rows too). Accuracy and agreement in %:
+# learning rate 1e-3: 81.2, 85.7; 2e-3: 79.9, 83.6. Final states by cosine: 82.0, 86.5; by squared error: 81.2, 85.7.
+# Without dropout: 81.2, 85.7; at 0.1: 80.6, 84.7, and from random weights instead of the teacher's: 80.9, 84.4.
+# Four narrow blocks for two wide ones: 81.8, 85.9. More texts, of other kinds too: 80.9, 86.0.
+# The second stage changed the accuracy of the whole recipe from 81.5 to 81.0 at 10x, from 78.8 to 79.1 at 100x.
 STAGES = (
     Stage("transfer", "transfer", share=0.9, learning_rate=1e-3, representation_weight=1.0),
     Stage("polish", "task", share=0.1, learning_rate=2e-4, hard_label_weight=0.5),
