@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_distill.recipes.job import Compressed, Job
 from hf_distill.recipes.stages import Stage
 
-# Chosen on the 1,000 validation rows of the movie sentences at 10x, one seed, 120,000 rows seen in the first stage (one
+# Chosen on the 1,000 validation rows of the movie sentences at 10x, one seed, 120,000 rows in the first stage (one
 # standard error is 1.2 points; the teacher had learned from these rows too). Accuracy and agreement in %:
 # learning rate 1e-3: 81.2, 85.7; 2e-3: 79.9, 83.6. Final states by cosine: 82.0, 86.5; by squared error: 81.2, 85.7.
 # Without dropout: 81.2, 85.7; at 0.1: 80.6, 84.7, and from random weights instead of the teacher's: 80.9, 84.4.
