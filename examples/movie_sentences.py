@@ -9,7 +9,7 @@ r"""Distil a sentence classifier into a student ten times smaller; measure what 
    student, from the same weights and for as many steps, learns from the labels alone. (No weight
    is carried over from the teacher, so no other baseline starts better than this one.)
 4. One table compares them on test rows that nothing was chosen on; `out/student` is ready for
-   `pipeline("text-classification", model="out/student")`.
+   `pipeline("text-classification", model="out/student")`, `out/data` has the rows for `hf-distill`.
 
 Running it again reuses the teacher and its logits. With the Hub in reach, any other pair does:
 
@@ -76,6 +76,10 @@ def prepare_data(job: Job, tokenizer: PreTrainedTokenizerBase, say: Clock) -> Da
         ("test", job.max_eval_rows),
     ]:
         data[split] = data[split].select(range(min(limit or len(data[split]), len(data[split]))))
+    unfinished, kept = (Path(job.output_dir) / name for name in ("data.unfinished", "data"))
+    data.save_to_disk(unfinished)  # for `hf-distill`, which shall test on the same rows
+    shutil.rmtree(kept, ignore_errors=True)
+    unfinished.rename(kept)
     sizes = ", ".join(f"{len(data[split]):,} {split}" for split in ("train", "validation", "test"))
     say(f"data: {sizes} rows{note}")
     return data.map(

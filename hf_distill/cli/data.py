@@ -91,5 +91,8 @@ def _held_out(train: Dataset, name: str, notes: list[str]) -> tuple[Dataset, Dat
     if not number:
         raise UserError(f"There are {len(train)} training rows, too few to hold out a tenth as {name}.")
     parts = train.train_test_split(number, seed=0)
-    notes.append(f"there is no {name} split, so {number:,} rows of train are held out")
+    notes.append(
+        f"there is no {name} split, so {number:,} rows of train are held out (a teacher that learned from them is "
+        "judged too well)"
+    )
     return parts["train"], parts["test"]
