@@ -85,6 +85,32 @@ class TestTask:
         with pytest.raises(ValueError, match=r"it does not know \['bad', 'good'\]"):
             Task.of(model, rows).labels(rows)
 
+    def test_labels_may_be_the_names_themselves(self):
+        model = bert("TokenClassification", id2label={0: "O", 1: "B"}, label2id={"O": 0, "B": 1})
+        words = Dataset.from_dict({"tokens": [["ba", "co"], []], "tags": [["b", "O"], []]})
+        assert Task.of(model, words).labels(words) == [[1, 0], []]
+        names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["Yes", "no"]})
+        assert Task.of(bert(**names), rows).labels(rows) == [1, 0]
+        with pytest.raises(ValueError, match=r"holds \['Yes', 'no'\], but the teacher's classes are \['LABEL_0'"):
+            Task.of(bert(), rows).labels(rows)
+
+    @pytest.mark.parametrize(
+        ("column", "expected"), [([-1, 1], [-100, 1]), ([0.0, 1.0], [0, 1]), ([True, False], [1, 0])]
+    )
+    def test_labels_are_whole_numbers_and_hidden_ones_are_ignored(self, column, expected):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": column})
+        for dataset in (rows, rows.with_format("torch")):
+            found = Task.of(bert(), dataset).labels(dataset)
+            assert found == expected
+            assert {type(label) for label in found} == {int}
+
+    @pytest.mark.parametrize("label", [None, 0.5])
+    def test_labels_that_are_none_or_between_classes_are_refused(self, label):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [label, 1]})
+        with pytest.raises(ValueError, match=f"'label' holds {label}"):
+            Task.of(bert(), rows).labels(rows)
+
     def test_labels_out_of_range_are_refused(self):
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": [0, 7]})
         with pytest.raises(ValueError, match="holds 7, but the teacher has the classes 0 to 1"):
