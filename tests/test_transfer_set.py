@@ -160,11 +160,26 @@ class TestBuildTransferSet:
             ({"augment": ["back_translation"]}, "augment must name some of"),
             ({"unlabelled": "one text"}, "got one text"),
             ({"unlabelled": Dataset.from_dict({"body": ["a"]})}, "lack the column 'text'"),
+            ({"unlabelled": [["a", "b"]]}, r"unlabelled: row 0 must be a text, got \['a', 'b'\]"),
+            ({"exclude": ["a", None]}, "exclude: row 1 must be a text, got None"),
         ],
     )
     def test_mistakes_are_refused(self, given, message):
         with pytest.raises(ValueError, match=message):
             build_transfer_set(self.ROWS, **{"input_columns": "text", **given})
+
+
+    @pytest.mark.parametrize(
+        ("columns", "given", "message"),
+        [
+            ({"a": ["ba", "co"], "b": ["di", "fu"]}, {"unlabelled": ["hello"]}, r"must be a pair \(a, b\) of texts"),
+            ({"tokens": [["ba"], ["co"]]}, {"unlabelled": ["hello"]}, "must be a list of words, got 'hello'"),
+            ({"text": ["ba", None]}, {}, "The dataset: row 1 must be a text, got None"),
+        ],
+    )
+    def test_rows_of_another_kind_are_refused(self, columns, given, message):
+        with pytest.raises(ValueError, match=message):
+            build_transfer_set(Dataset.from_dict(columns), list(columns), **given)
 
 
 class TestJudgedRows:
