@@ -170,6 +170,15 @@ class TestCompress:
             make(tmp_path, **given)
 
 
+    @pytest.mark.parametrize("name", ["start", "transfer"])
+    def test_files_of_others_stay(self, tmp_path, name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+        with pytest.raises(ValueError, match="holds something else, which would be lost"):
+            make(tmp_path)
+        assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+
+
 class TestReadableStates:
     def test_the_first_token_of_an_encoder_reads_everything_that_of_a_decoder_nothing(self):
         reader = original("wordpiece")
