@@ -1,10 +1,12 @@
 """Tasks read from raw rows, transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from datasets import ClassLabel, Dataset, Features, List, Value
+from PIL import Image
 from test_vocabulary import CORPUS, trimmed
 
 from hf_distill.activations import Needs
@@ -168,7 +170,6 @@ class TestBuildTransferSet:
         with pytest.raises(ValueError, match=message):
             build_transfer_set(self.ROWS, **{"input_columns": "text", **given})
 
-
     @pytest.mark.parametrize(
         ("columns", "given", "message"),
         [
@@ -266,6 +267,25 @@ class TestImageRows:
         assert not mixed <= known
         assert min(known) <= min(mixed)
         assert max(mixed) <= max(known)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+    def test_pictures_of_any_mode_are_read_whatever_transform_is_set(self, mode):
+        colours = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
+        pictures = [Image.fromarray(array).convert(mode) for array in colours]
+        rows = Dataset.from_dict({"image": pictures, "label": [0, 1]}).cast_column("image", datasets.Image())
+        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8})
+        expected = reader(pictures[1].convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        for dataset in (rows, rows.with_transform(lambda some: {"label": some["label"]})):
+            found = ImageRows(Task.of(vit(), dataset), dataset, reader)[1]
+            torch.testing.assert_close(found["pixel_values"], expected)
+            assert found["labels"] == 1
+
+    def test_pictures_may_be_arrays(self):
+        arrays = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
+        rows = Dataset.from_dict({"image": arrays.tolist(), "label": [0, 1]})
+        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8}, resample=0)
+        expected = reader(Image.fromarray(arrays[0]), return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(ImageRows(Task.of(vit(), rows), rows, reader)[0]["pixel_values"], expected)
 
     def test_labels_come_only_with_the_images_themselves(self):
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1

@@ -159,7 +159,8 @@ class Job:
         if self.student is not None:
             return self.processing_class, copy.deepcopy(self.student)
         if self.task.kind == "image":
-            calibration = [self.batch(range(k, k + 16)) for k in range(0, min(64, len(self.train_dataset) - 15), 16)]
+            rows = len(self.train_dataset)
+            calibration = [self.batch(range(k, min(k + 16, rows))) for k in range(0, max(min(64, rows - 15), 1), 16)]
             return self.processing_class, create_student(self.teacher, calibration=calibration, **self.limits)
         tokenizer = self.processing_class
         if getattr(tokenizer, "is_fast", False):
@@ -288,6 +289,12 @@ class Job:
         return dict(self.task.collator(self.processing_class)(features))
 
     def _check(self) -> None:
+        if not len(self.train_dataset):
+            raise ValueError("train_dataset has no rows.")
+        if self.task.kind == "image" and (not hasattr(self.unlabelled, "__len__") or len(self.unlabelled)):
+            raise ValueError(
+                "unlabelled is for texts and words. Of images, add the rows to train_dataset, or leave it out."
+            )
         if self.training_rows < 1:
             raise ValueError(f"training_rows must be at least 1, got {self.training_rows}.")
         if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
