@@ -172,6 +172,13 @@ class TestCompress:
             ({"max_parameters": 10_000, "compression": 3}, "both limit the size"),
             ({"min_confidence": 1.5}, "nowhere as confident as"),
             ({"compression": 1000}, "No student of at most"),
+            ({"student": bert()}, "compression is the size of a student to make"),
+            ({"student": bert(vocab_size=100), "compression": None}, "has 100 tokens, but reads the teacher's 305"),
+            ({"student": bert(num_labels=3), "compression": None}, "The student's classes are .*LABEL_2"),
+            (
+                {"student": bert(id2label={0: "b", 1: "a"}, label2id={"b": 0, "a": 1}), "compression": None},
+                "The student's classes are {0: 'b', 1: 'a'}",
+            ),
             ({"rows": ROWS.select([])}, "train_dataset has no rows"),
             (
                 {
