@@ -138,17 +138,31 @@ class Task:
         """
         if self.label is None or self.label not in dataset.column_names:
             return None
-        column = dataset[self.label][:]
-        names = class_names(dataset, self.label)
+        column = dataset.with_format(None)[self.label][:]
+        if any(value is None for row in column for value in _flat(row)):
+            raise ValueError(f"{self.label!r} holds None in some rows. Leave them out: dataset.filter(...).")
         if not self.classes:
             return [float(value) for value in column]
-        order = _order(names, self.classes, self.label)
-        if order is None:
-            _require_range(column, len(self.classes), self.label)
-            return column
-        if self.kind == "words":
-            return [[order[k] if k >= 0 else IGNORED for k in row] for row in column]
-        return [order[k] if k >= 0 else IGNORED for k in column]
+        if any(isinstance(value, str) for row in column for value in _flat(row)):
+            return self._named(column)
+        order = _order(class_names(dataset, self.label), self.classes, self.label)
+        _require_range(column, len(self.classes), self.label)
+
+        def index(value: Any) -> int:
+            return IGNORED if value < 0 else int(value) if order is None else order[value]
+
+        return [[index(value) for value in row] if self.kind == "words" else index(row) for row in column]
+
+    def _named(self, column: Sequence[Any]) -> list[Any]:
+        """Labels that are names themselves."""
+        known = {name.lower(): k for k, name in enumerate(self.classes)}
+        foreign = sorted({str(value) for row in column for value in _flat(row)} - set(self.classes))
+        if any(name.lower() not in known for name in foreign):
+            raise ValueError(
+                f"{self.label!r} holds {foreign[:5]}, but the teacher's classes are {list(self.classes)}. Map them to "
+                "these names, or to their numbers."
+            )
+        return [[known[v.lower()] for v in row] if self.kind == "words" else known[row.lower()] for row in column]
 
     def collator(self, processing_class: Any) -> Any:
         """What makes a batch of encoded rows."""
@@ -214,6 +228,10 @@ def _is_list(feature: Any) -> bool:
     return hasattr(feature, "feature")
 
 
+def _flat(row: Any) -> list[Any]:
+    return list(row) if isinstance(row, list) else [row]
+
+
 def _order(names: Sequence[str] | None, classes: Sequence[str], column: str) -> list[int] | None:
     """For each class of the data the teacher's index of it; `None` where they agree, or either has no names."""
     if names is None or all(name.startswith("LABEL_") for name in classes):
@@ -234,7 +252,7 @@ def _order(names: Sequence[str] | None, classes: Sequence[str], column: str) -> 
 
 def _require_range(column: Sequence[Any], classes: int, name: str) -> None:
     values = np.concatenate([np.asarray(row).reshape(-1) for row in column]) if column else np.zeros(0)
-    wrong = values[(values >= classes) | ((values < 0) & (values != IGNORED) & (values != -1))]
+    wrong = values[(values >= classes) | ((values < 0) & (values != IGNORED) & (values != -1)) | (values % 1 != 0)]
     if len(wrong):
         raise ValueError(
             f"{name!r} holds {wrong[0]}, but the teacher has the classes 0 to {classes - 1}. Pass the data that it "

@@ -148,6 +148,15 @@ class TestCompress:
         assert made.student.num_parameters() <= teacher.num_parameters() / 3
         assert hf.AutoModelForImageClassification.from_pretrained(made.folder).config.num_labels == 2
 
+    @pytest.mark.parametrize("rows", [1, 6])
+    def test_a_handful_of_rows_is_enough(self, tmp_path, rows):
+        texts = labelled({"text": CORPUS[:rows]})
+        assert make(tmp_path / "text", rows=texts, vocabulary_size=None, training_rows=16).folder.is_dir()
+        sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+        teacher = hf.ViTForImageClassification(hf.ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes))
+        images = labelled({"pixel_values": torch.rand(rows, 1, 8, 8).tolist()}, names=None)
+        assert make(tmp_path / "image", teacher, images, None, training_rows=16).folder.is_dir()
+
     def test_regression_and_a_student_of_ones_own(self, tmp_path):
         rows = Dataset.from_dict({"text": CORPUS[:20], "label": [k / 20 for k in range(20)]})
         own = bert(num_labels=1, vocab_size=500)
@@ -163,11 +172,35 @@ class TestCompress:
             ({"max_parameters": 10_000, "compression": 3}, "both limit the size"),
             ({"min_confidence": 1.5}, "nowhere as confident as"),
             ({"compression": 1000}, "No student of at most"),
+            ({"student": bert()}, "compression is the size of a student to make"),
+            ({"student": bert(vocab_size=100), "compression": None}, "has 100 tokens, but reads the teacher's 305"),
+            ({"student": bert(num_labels=3), "compression": None}, "The student's classes are .*LABEL_2"),
+            (
+                {"student": bert(id2label={0: "b", 1: "a"}, label2id={"b": 0, "a": 1}), "compression": None},
+                "The student's classes are {0: 'b', 1: 'a'}",
+            ),
+            ({"rows": ROWS.select([])}, "train_dataset has no rows"),
+            (
+                {
+                    "teacher": vit(),
+                    "rows": labelled({"pixel_values": torch.rand(2, 1, 8, 8).tolist()}, None),
+                    "unlabelled": ["a"],
+                },
+                "unlabelled is for texts and words",
+            ),
         ],
     )
     def test_mistakes_are_refused(self, tmp_path, given, message):
         with pytest.raises(ValueError, match=message):
             make(tmp_path, **given)
+
+    @pytest.mark.parametrize("name", ["start", "transfer"])
+    def test_files_of_others_stay(self, tmp_path, name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+        with pytest.raises(ValueError, match="holds something else, which would be lost"):
+            make(tmp_path)
+        assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
 
 
 class TestReadableStates:

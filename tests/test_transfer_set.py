@@ -1,10 +1,12 @@
 """Tasks read from raw rows, transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from datasets import ClassLabel, Dataset, Features, List, Value
+from PIL import Image
 from test_vocabulary import CORPUS, trimmed
 
 from hf_distill.activations import Needs
@@ -85,6 +87,32 @@ class TestTask:
         with pytest.raises(ValueError, match=r"it does not know \['bad', 'good'\]"):
             Task.of(model, rows).labels(rows)
 
+    def test_labels_may_be_the_names_themselves(self):
+        model = bert("TokenClassification", id2label={0: "O", 1: "B"}, label2id={"O": 0, "B": 1})
+        words = Dataset.from_dict({"tokens": [["ba", "co"], []], "tags": [["b", "O"], []]})
+        assert Task.of(model, words).labels(words) == [[1, 0], []]
+        names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["Yes", "no"]})
+        assert Task.of(bert(**names), rows).labels(rows) == [1, 0]
+        with pytest.raises(ValueError, match=r"holds \['Yes', 'no'\], but the teacher's classes are \['LABEL_0'"):
+            Task.of(bert(), rows).labels(rows)
+
+    @pytest.mark.parametrize(
+        ("column", "expected"), [([-1, 1], [-100, 1]), ([0.0, 1.0], [0, 1]), ([True, False], [1, 0])]
+    )
+    def test_labels_are_whole_numbers_and_hidden_ones_are_ignored(self, column, expected):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": column})
+        for dataset in (rows, rows.with_format("torch")):
+            found = Task.of(bert(), dataset).labels(dataset)
+            assert found == expected
+            assert {type(label) for label in found} == {int}
+
+    @pytest.mark.parametrize("label", [None, 0.5])
+    def test_labels_that_are_none_or_between_classes_are_refused(self, label):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [label, 1]})
+        with pytest.raises(ValueError, match=f"'label' holds {label}"):
+            Task.of(bert(), rows).labels(rows)
+
     def test_labels_out_of_range_are_refused(self):
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": [0, 7]})
         with pytest.raises(ValueError, match="holds 7, but the teacher has the classes 0 to 1"):
@@ -134,11 +162,25 @@ class TestBuildTransferSet:
             ({"augment": ["back_translation"]}, "augment must name some of"),
             ({"unlabelled": "one text"}, "got one text"),
             ({"unlabelled": Dataset.from_dict({"body": ["a"]})}, "lack the column 'text'"),
+            ({"unlabelled": [["a", "b"]]}, r"unlabelled: row 0 must be a text, got \['a', 'b'\]"),
+            ({"exclude": ["a", None]}, "exclude: row 1 must be a text, got None"),
         ],
     )
     def test_mistakes_are_refused(self, given, message):
         with pytest.raises(ValueError, match=message):
             build_transfer_set(self.ROWS, **{"input_columns": "text", **given})
+
+    @pytest.mark.parametrize(
+        ("columns", "given", "message"),
+        [
+            ({"a": ["ba", "co"], "b": ["di", "fu"]}, {"unlabelled": ["hello"]}, r"must be a pair \(a, b\) of texts"),
+            ({"tokens": [["ba"], ["co"]]}, {"unlabelled": ["hello"]}, "must be a list of words, got 'hello'"),
+            ({"text": ["ba", None]}, {}, "The dataset: row 1 must be a text, got None"),
+        ],
+    )
+    def test_rows_of_another_kind_are_refused(self, columns, given, message):
+        with pytest.raises(ValueError, match=message):
+            build_transfer_set(Dataset.from_dict(columns), list(columns), **given)
 
 
 class TestJudgedRows:
@@ -225,6 +267,25 @@ class TestImageRows:
         assert not mixed <= known
         assert min(known) <= min(mixed)
         assert max(mixed) <= max(known)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+    def test_pictures_of_any_mode_are_read_whatever_transform_is_set(self, mode):
+        colours = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
+        pictures = [Image.fromarray(array).convert(mode) for array in colours]
+        rows = Dataset.from_dict({"image": pictures, "label": [0, 1]}).cast_column("image", datasets.Image())
+        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8})
+        expected = reader(pictures[1].convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        for dataset in (rows, rows.with_transform(lambda some: {"label": some["label"]})):
+            found = ImageRows(Task.of(vit(), dataset), dataset, reader)[1]
+            torch.testing.assert_close(found["pixel_values"], expected)
+            assert found["labels"] == 1
+
+    def test_pictures_may_be_arrays(self):
+        arrays = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
+        rows = Dataset.from_dict({"image": arrays.tolist(), "label": [0, 1]})
+        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8}, resample=0)
+        expected = reader(Image.fromarray(arrays[0]), return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(ImageRows(Task.of(vit(), rows), rows, reader)[0]["pixel_values"], expected)
 
     def test_labels_come_only_with_the_images_themselves(self):
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1

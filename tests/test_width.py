@@ -54,6 +54,15 @@ def assert_close(student, teacher, tolerance=1e-5):
             torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["Deberta", "DebertaV2"])
+def test_a_pooler_of_the_teachers_width_follows_it(kind):
+    config = getattr(hf, f"{kind}Config")(**{**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]})
+    teacher = noisy(getattr(hf, f"{kind}ForSequenceClassification")(config))
+    student = create_student(teacher, max_parameters=teacher.num_parameters() // 2)
+    assert student.pooler.dense.weight.shape == 2 * (student.config.hidden_size,)
+    assert outputs(student)["logits"].shape == (2, 2)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_the_full_width_is_exactly_the_teacher(name):
     teacher = make(name)

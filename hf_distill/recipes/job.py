@@ -159,7 +159,8 @@ class Job:
         if self.student is not None:
             return self.processing_class, copy.deepcopy(self.student)
         if self.task.kind == "image":
-            calibration = [self.batch(range(k, k + 16)) for k in range(0, min(64, len(self.train_dataset) - 15), 16)]
+            rows = len(self.train_dataset)
+            calibration = [self.batch(range(k, min(k + 16, rows))) for k in range(0, max(min(64, rows - 15), 1), 16)]
             return self.processing_class, create_student(self.teacher, calibration=calibration, **self.limits)
         tokenizer = self.processing_class
         if getattr(tokenizer, "is_fast", False):
@@ -288,6 +289,14 @@ class Job:
         return dict(self.task.collator(self.processing_class)(features))
 
     def _check(self) -> None:
+        if self.student is not None:
+            _require_fit(self.student, self.teacher, self.task, self.limits)
+        if not len(self.train_dataset):
+            raise ValueError("train_dataset has no rows.")
+        if self.task.kind == "image" and (not hasattr(self.unlabelled, "__len__") or len(self.unlabelled)):
+            raise ValueError(
+                "unlabelled is for texts and words. Of images, add the rows to train_dataset, or leave it out."
+            )
         if self.training_rows < 1:
             raise ValueError(f"training_rows must be at least 1, got {self.training_rows}.")
         if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
@@ -295,3 +304,21 @@ class Job:
                 f"No column of {self.train_dataset.column_names} holds labels, which a stage learns from. Name it: "
                 "label_column=..., or leave that stage out."
             )
+
+
+def _require_fit(student: PreTrainedModel, teacher: PreTrainedModel, task: Task, limits: Mapping[str, Any]) -> None:
+    """A student of one's own reads the teacher's tokens and answers with its classes, in its order."""
+    given = [name for name, value in limits.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} is the size of a student to make, but student was given. Pass one of them.")
+    ours, theirs = (model.config for model in (student, teacher))
+    if ours.num_labels != theirs.num_labels or (task.classes and ours.id2label != theirs.id2label):
+        raise ValueError(
+            f"The student's classes are {ours.id2label}, the teacher's {theirs.id2label}. Make it with the teacher's "
+            "id2label and label2id, or by create_student(teacher, student_config=...)."
+        )
+    sizes = [getattr(config.get_text_config(), "vocab_size", 0) for config in (ours, theirs)]
+    if task.kind != "image" and sizes[0] < sizes[1]:
+        raise ValueError(
+            f"The student has {sizes[0]} tokens, but reads the teacher's {sizes[1]}. Make it with as many."
+        )

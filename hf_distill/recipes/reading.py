@@ -47,7 +47,7 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
     if task.kind == "text":
         ids = inputs["input_ids"].clone()
         last = inputs["attention_mask"].sum(-1) - 1 if "attention_mask" in inputs else torch.full((len(ids),), -1)
-        ids[torch.arange(len(ids)), last] = ids[:, ids.shape[1] // 2]
+        ids[torch.arange(len(ids)), last] = ids[:, ids.shape[1] // 2].clone()
         changed["input_ids"] = ids
         if bool((ids == inputs["input_ids"]).all()):
             return False

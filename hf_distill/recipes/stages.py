@@ -81,8 +81,14 @@ def finish(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder ready: what another run with other settings left is removed, checkpoints of this one stay."""
+    """Make the folder ready: what another run with other settings left is removed, checkpoints of this one stay.
+
+    Raises:
+        ValueError: If something else is in the folder.
+    """
     started = folder / "started.json"
+    if folder.exists() and not started.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else, which would be lost. Choose another place, or remove it.")
     same = started.is_file() and started.read_text() == fingerprint_of(settings)
     if not same:
         shutil.rmtree(folder, ignore_errors=True)

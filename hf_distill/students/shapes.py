@@ -15,7 +15,7 @@ NAMES = {
     "num_key_value_heads": ("num_key_value_heads",),
 }
 # Widths that some configs state apart, and that follow the hidden size where they equal it.
-_FOLLOWERS = ("embedding_size", "pooler_output_size")
+_FOLLOWERS = ("embedding_size", "pooler_output_size", "pooler_hidden_size")
 
 
 def narrowed_entries(teacher: PreTrainedModel, widths: Mapping[str, int]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def build_transfer_set(
         input_columns: The column of texts or of lists of words, or the two columns of a pair.
         unlabelled: More rows: texts (or lists of words, or pairs) or a dataset with these columns.
         augment: How new rows are made, in equal parts: `"recombine"`, `"drop_words"`
-            (`hf_distill.transfer.augment`). Of pairs each text is made new by itself.
+            (`hf_distill.transfer.augment`). Of a pair one text is new, the other a task row's.
         augmented_rows: How many; by default five times the task's rows, 40,000 at most.
         exclude: Rows that must not be in it, such as the texts of validation and test splits.
         seed: The same seed makes the same rows.
@@ -51,11 +51,14 @@ def build_transfer_set(
     """
     columns = [input_columns] if isinstance(input_columns, str) else list(input_columns)
     _check(dataset, columns, augment)
-    task = [tuple(row) for row in zip(*(dataset[name] for name in columns), strict=True)]
-    more = _rows(unlabelled, columns)
+    task = _rows(dataset, columns)
+    _require_texts("The dataset", task, task[0][0], columns)
+    more, held_out = _rows(unlabelled, columns), _rows(exclude, columns)
+    _require_texts("unlabelled", more, task[0][0], columns)
+    _require_texts("exclude", held_out, task[0][0], columns)
     number = min(5 * len(task), 40_000) if augmented_rows is None else augmented_rows
     made = _augmented(task, augment, number, seed)
-    seen = {_key(row) for row in _rows(exclude, columns)}
+    seen = {_key(row) for row in held_out}
     rows: list[tuple[Any, ...]] = []
     sources: list[str] = []
     for source, some in (("task", task), ("unlabelled", more), *made):
@@ -87,10 +90,21 @@ def _rows(some: Iterable[Any] | Dataset, columns: Sequence[str]) -> list[tuple[A
         missing = [name for name in columns if name not in some.column_names]
         if missing:
             raise ValueError(f"Unlabelled or excluded rows lack the column {missing[0]!r}: {some.column_names}.")
-        return [tuple(row) for row in zip(*(some[name] for name in columns), strict=True)]
+        plain = some.with_format(None)
+        return [tuple(row) for row in zip(*(plain[name] for name in columns), strict=True)]
     if isinstance(some, str):
         raise ValueError("Unlabelled or excluded rows must be a list of texts, got one text.")
-    return [(row,) if len(columns) == 1 else tuple(row) for row in some]
+    return [(row,) if len(columns) == 1 or isinstance(row, str) else tuple(row) for row in some]
+
+
+def _require_texts(what: str, rows: Sequence[tuple[Any, ...]], like: Any, columns: Sequence[str]) -> None:
+    """Rows of the task's kind: as many texts each as columns, or lists of words."""
+    kind: Any = (list, tuple) if isinstance(like, (list, tuple)) else str
+    for k, row in enumerate(rows):
+        if len(row) != len(columns) or not all(isinstance(text, kind) for text in row):
+            unit = "a text" if kind is str else "a list of words"
+            need = unit if len(columns) == 1 else f"a pair ({', '.join(columns)}) of texts"
+            raise ValueError(f"{what}: row {k} must be {need}, got {row if len(row) > 1 else row[0]!r}.")
 
 
 def _augmented(

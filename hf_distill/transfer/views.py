@@ -35,7 +35,8 @@ class ImageRows(torch.utils.data.Dataset):
     ) -> None:
         if views < 1:
             raise ValueError(f"views must be at least 1, got {views}.")
-        self.task, self.dataset, self.processing_class = task, dataset, processing_class
+        # Without a transform of the user's own, which would stand between image and processor.
+        self.task, self.dataset, self.processing_class = task, dataset.with_format(None), processing_class
         self.views, self.mirror, self.seed = views, mirror, seed
         self.labels = task.labels(dataset) if views == 1 else None
 
@@ -59,6 +60,10 @@ class ImageRows(torch.utils.data.Dataset):
         image = self.dataset[row][self.task.inputs[0]]
         if self.processing_class is None or self.task.inputs[0] == "pixel_values":
             return np.asarray(image, np.float32)
+        if isinstance(image, list):
+            image = np.asarray(image)
+        elif image.mode != "RGB" and len(getattr(self.processing_class, "image_mean", None) or "RGB") == 3:
+            image = image.convert("RGB")
         return np.asarray(self.processing_class(image, return_tensors="np")["pixel_values"][0], np.float32)
 
 
