@@ -74,6 +74,11 @@ class Task:
         Raises:
             ValueError: If the head is of another task, or a column is not there or not to be told from others.
         """
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"The rows must be a datasets.Dataset, one split that is not streamed, got {type(dataset).__name__}. "
+                'Pass for example data["train"].'
+            )
         kind = _KINDS.get(task_class(model))
         if kind is None:
             raise ValueError(

@@ -59,7 +59,8 @@ MAY_IMPORT = {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
     },
     "recipes": {
-        "activations", "losses", "reports", "students", "tasks", "teachers", "trainer", "training_args", "transfer",
+        "activations", "heads", "losses", "reports", "students", "tasks", "teachers", "trainer", "training_args",
+        "transfer",
     },
     "export": {"heads"},
     "metrics": set(),

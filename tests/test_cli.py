@@ -148,6 +148,7 @@ class TestMistakes:
             (["--input_columns", "body"], "must be columns of the data"),
             (["--unlabelled", "missing.txt"], "--unlabelled missing.txt cannot be read"),
             (["--divergence", "reverse_kl"], "--divergence has no place in the recipe"),
+            (["--num_train_epochs", "3"], "Set --training_rows"),
             (["--config", "missing.yaml"], "--config missing.yaml cannot be read"),
             (["--compression", "900"], "No student of at most"),
         ],

@@ -98,6 +98,10 @@ class TestCompress:
         resumed = weights(make(tmp_path / "broken").student)
         assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
+    def test_a_teacher_in_half_precision_makes_a_student_in_full(self, tmp_path):
+        made = make(tmp_path, bert(**SIZES).bfloat16(), training_rows=8)
+        assert {parameter.dtype for parameter in made.student.parameters()} == {torch.float32}
+
     def test_a_vocabulary_grows_to_what_must_stay(self, tmp_path, monkeypatch):
         asked = []
 

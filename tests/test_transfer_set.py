@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 from test_vocabulary import CORPUS, trimmed
 
@@ -80,6 +80,12 @@ class TestTask:
     def test_what_cannot_be_told_is_refused(self, model, columns, given, message):
         with pytest.raises(ValueError, match=message):
             Task.of(model, labelled(columns), **given)
+
+    def test_splits_and_streams_are_no_rows(self):
+        rows = labelled({"text": ["ba", "co"]})
+        for wrong in (DatasetDict(train=rows), rows.to_iterable_dataset()):
+            with pytest.raises(ValueError, match=r"must be a datasets\.Dataset"):
+                Task.of(bert(), wrong)
 
     def test_classes_that_the_teacher_does_not_know_are_refused(self):
         rows = labelled({"text": ["ba", "co"]}, names=("good", "bad"))

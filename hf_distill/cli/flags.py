@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,15 @@ def _from_file(config: str | None) -> list[str]:
         raise UserError(f"--config {config} cannot be read ({type(error).__name__}: {error}).") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {config} must hold flags as `name: value` lines.")
-    return [part for name, value in content.items() for part in (f"--{name}", str(value))]
+    given = {name: value for name, value in content.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name}", _as_flag(value))]
+
+
+def _as_flag(value: Any) -> str:
+    """A value of a configuration file as the command line has it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _given(rest: list[str]) -> dict[str, Any]:
@@ -102,6 +111,9 @@ def stages_of(given: dict[str, Any]) -> tuple[tuple[Stage, ...], dict[str, Any]]
     """
     arguments = {name: value for name, value in given.items() if name not in LOSS_FIELDS}
     settings = {name: value for name, value in given.items() if name in LOSS_FIELDS}
+    for name in ("num_train_epochs", "max_steps"):
+        if name in arguments:
+            raise UserError(f"--{name} has no place in the recipe, which counts rows. Set --training_rows.")
     foreign = sorted(set(settings) - set(_OF_STAGES))
     if foreign:
         raise UserError(

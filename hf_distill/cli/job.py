@@ -90,8 +90,9 @@ class Job:
         task = Task.of(self.teacher, self.data["train"], columns, self.flags.label_column)
         if task.label is None:
             raise UserError(f"No column of {self.data['train'].column_names} holds labels. Name it: --label_column.")
-        for part in self.data.values():
-            task.labels(part)  # a wrong class is told now
+        for name, part in self.data.items():
+            if task.labels(part) is None:  # a wrong class is told now too
+                raise UserError(f"The {name} split has no column {task.label!r}: {part.column_names}.")
         return task
 
     @cached_property

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from hf_distill.recipes.reading import readable
 from hf_distill.tasks import Task
 from hf_distill.transfer.judged import word_ids
 from hf_distill.transfer.views import ImageRows
@@ -43,7 +44,7 @@ def answers(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size].tolist()
         features = [{name: value for name, value in rows[k].items() if name != "labels"} for k in chosen]
-        batch = {name: value.to(model.device) for name, value in collate(features).items()}
+        batch = readable(model, collate(features))
         found.update(zip(chosen, model(**batch).logits.float().cpu().numpy(), strict=True))
     model.train(was_training)
     if words is None:

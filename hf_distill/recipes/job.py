@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainingArguments, set_
 
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
-from hf_distill.recipes.reading import has_readable_states, number_of_layers, without_dropout
+from hf_distill.recipes.reading import has_readable_states, number_of_layers, require_fit, without_dropout
 from hf_distill.recipes.stages import Stage, begin, content_of, fingerprint_of, finish, is_done, run_stage
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
@@ -141,7 +141,8 @@ class Job:
         begin(folder, settings)
         set_seed(self.seed)  # for the part of a student that has random weights
         tokenizer, student = self._make()
-        without_dropout(student).save_pretrained(folder)
+        student = without_dropout(student).float()  # small steps are lost in half precision
+        student.save_pretrained(folder)
         if self.task.kind != "image":
             tokenizer.save_pretrained(folder)
         finish(folder, settings)
@@ -290,7 +291,7 @@ class Job:
 
     def _check(self) -> None:
         if self.student is not None:
-            _require_fit(self.student, self.teacher, self.task, self.limits)
+            require_fit(self.student, self.teacher, self.task, self.limits)
         if not len(self.train_dataset):
             raise ValueError("train_dataset has no rows.")
         if self.task.kind == "image" and (not hasattr(self.unlabelled, "__len__") or len(self.unlabelled)):
@@ -304,21 +305,3 @@ class Job:
                 f"No column of {self.train_dataset.column_names} holds labels, which a stage learns from. Name it: "
                 "label_column=..., or leave that stage out."
             )
-
-
-def _require_fit(student: PreTrainedModel, teacher: PreTrainedModel, task: Task, limits: Mapping[str, Any]) -> None:
-    """A student of one's own reads the teacher's tokens and answers with its classes, in its order."""
-    given = [name for name, value in limits.items() if value is not None]
-    if given:
-        raise ValueError(f"{given[0]} is the size of a student to make, but student was given. Pass one of them.")
-    ours, theirs = (model.config for model in (student, teacher))
-    if ours.num_labels != theirs.num_labels or (task.classes and ours.id2label != theirs.id2label):
-        raise ValueError(
-            f"The student's classes are {ours.id2label}, the teacher's {theirs.id2label}. Make it with the teacher's "
-            "id2label and label2id, or by create_student(teacher, student_config=...)."
-        )
-    sizes = [getattr(config.get_text_config(), "vocab_size", 0) for config in (ours, theirs)]
-    if task.kind != "image" and sizes[0] < sizes[1]:
-        raise ValueError(
-            f"The student has {sizes[0]} tokens, but reads the teacher's {sizes[1]}. Make it with as many."
-        )

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_distill.heads import forward_parameters
 from hf_distill.tasks import Task
+
+
+def readable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's forward takes of a batch, on its device."""
+    names, takes_any = forward_parameters(model)
+    return {name: value.to(model.device) for name, value in batch.items() if takes_any or name in names}
 
 
 def number_of_layers(model: PreTrainedModel) -> int:
@@ -42,7 +49,7 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
     """
     if task.kind == "words":
         return True
-    inputs = {name: value.to(model.device) for name, value in batch.items() if hasattr(value, "to")}
+    inputs = readable(model, batch)
     changed = dict(inputs)
     if task.kind == "text":
         ids = inputs["input_ids"].clone()
@@ -59,3 +66,21 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
     if states[0].ndim != 3:
         return False
     return task.kind == "image" or not torch.equal(states[0][:, 0], states[1][:, 0])
+
+
+def require_fit(student: PreTrainedModel, teacher: PreTrainedModel, task: Task, limits: Mapping[str, Any]) -> None:
+    """A student of one's own reads the teacher's tokens and answers with its classes, in its order."""
+    given = [name for name, value in limits.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} is the size of a student to make, but student was given. Pass one of them.")
+    ours, theirs = (model.config for model in (student, teacher))
+    if ours.num_labels != theirs.num_labels or (task.classes and ours.id2label != theirs.id2label):
+        raise ValueError(
+            f"The student's classes are {ours.id2label}, the teacher's {theirs.id2label}. Make it with the teacher's "
+            "id2label and label2id, or by create_student(teacher, student_config=...)."
+        )
+    sizes = [getattr(config.get_text_config(), "vocab_size", 0) for config in (ours, theirs)]
+    if task.kind != "image" and sizes[0] < sizes[1]:
+        raise ValueError(
+            f"The student has {sizes[0]} tokens, but reads the teacher's {sizes[1]}. Make it with as many."
+        )

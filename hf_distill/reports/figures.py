@@ -143,7 +143,7 @@ def _words(
     before: Any = None
     for i in ranked:
         said = f"{share(answer[i])} {shortened(example.classes[i], 14)}"
-        style = {"fontsize": 7.5, "va": "center", "color": colours[example.classes[i]]}
+        style: dict[str, Any] = {"fontsize": 7.5, "va": "center", "color": colours[example.classes[i]]}
         if before is None:
             before = axes.annotate(said, (x, y), **style)
         else:
