@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from _sentence_job import Job
-from _training import accuracy, train
+from _training import accuracy, precision, train
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import (
     AutoModelForSequenceClassification,
@@ -112,7 +112,7 @@ def fine_tune_teacher(
     )
     arguments = training_settings(
         folder, job.teacher_epochs, job.teacher_learning_rate,
-        per_device_train_batch_size=job.batch_size, bf16=bf16, seed=job.teacher_seed,
+        per_device_train_batch_size=job.batch_size, seed=job.teacher_seed, **precision(bf16),
     ) | {
         "train_sampling_strategy": "random",  # better than like lengths by a point; without padding as fast
         "eval_strategy": "no" if job.teacher_refit else "epoch",
@@ -144,10 +144,10 @@ def answers(
         arguments = TrainingArguments(
             unused,
             per_device_eval_batch_size=64,
-            bf16=bf16,
             report_to="none",
             disable_tqdm=False,
             dataloader_pin_memory=torch.cuda.is_available(),
+            **precision(bf16),
         )
         trainer = Trainer(model, arguments, processing_class=tokenizer)
         prediction = trainer.predict(data.select_columns(columns).select(order.tolist()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import EvalPrediction, ProgressCallback, Trainer
 
 
@@ -13,6 +14,11 @@ class QuietProgress(ProgressCallback):
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Say nothing."""
+
+
+def precision(bf16: bool) -> dict[str, bool]:
+    """The arguments for bf16 or fp32; Trainer takes bf16 on a CPU only where it is told that the CPU is meant."""
+    return {"bf16": bf16, "use_cpu": bf16 and not torch.cuda.is_available()}
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -64,7 +64,7 @@ from _masked_lm import (
 from _movie_data import minilm_folder
 from _results import Result, table
 from _sentence_job import DISTILLED, LABELS_ONLY, Clock, option
-from _training import train
+from _training import precision, train
 from datasets import DatasetDict
 from torch import Tensor
 from transformers import (
@@ -166,7 +166,7 @@ def arguments(job: Job, folder: str, steps: int, seed: int) -> dict[str, Any]:
         "adam_epsilon": 1e-6,
         "max_grad_norm": 5.0,
         "train_sampling_strategy": "group_by_length",
-        "bf16": has_fast_bf16("cuda" if torch.cuda.is_available() else "cpu"),
+        **precision(has_fast_bf16("cuda" if torch.cuda.is_available() else "cpu")),
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": "none",

@@ -59,6 +59,12 @@ def batches(example, tokenizer, corpus):
     return lambda seed=0: masked_lm.masked_once(rows, tokenizer, 0.3, batch_size=4, seed=seed)
 
 
+def test_bf16_is_asked_for_as_trainer_takes_it_on_this_device(example, tmp_path):
+    """Without a GPU Trainer refuses `bf16` alone, so the jobs failed on every CPU that computes in it."""
+    assert hf.TrainingArguments(str(tmp_path), **example("_training").precision(True)).bf16
+    assert not hf.TrainingArguments(str(tmp_path), **example("_training").precision(False)).bf16
+
+
 class TestDistilBert:
     def test_the_job_leaves_a_table_and_a_student_that_opens_by_itself(self, example, bert, corpus, tmp_path, capsys):
         flags = {"teacher": bert, "dataset": corpus, "teacher_steps": 3, "steps": 2, "batch_size": 4, "max_length": 8}
