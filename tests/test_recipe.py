@@ -1,5 +1,7 @@
 """From a teacher and raw rows to a saved student: what is made, what is reused, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers as hf
@@ -57,6 +59,17 @@ class TestCompress:
             with torch.no_grad():
                 logits[who] = model.eval()(**batch).logits.diff().flatten()
         assert torch.corrcoef(torch.stack([logits["teacher"], logits["student"]]))[0, 1] > 0.9
+
+    @pytest.mark.parametrize(("words", "expected"), [(3, 400_000), (126, 312_500)])
+    def test_of_long_texts_fewer_rows_are_seen(self, tmp_path, words, expected):
+        """40 million tokens at most: of 128 each (two are special) 312,500 rows."""
+        rows = labelled({"text": [" ".join([CORPUS[0].split()[0]] * words)] * 4})
+        reader = original("wordpiece")
+        reader.model_max_length = 512
+        assert len(reader(rows[0]["text"])["input_ids"]) == words + 2
+        made = job.Job(bert(max_position_embeddings=256, **SIZES), reader, rows, tmp_path, STAGES)
+        assert made.rows_to_see == expected
+        assert replace(made, training_rows=7).rows_to_see == 7
 
     def test_a_second_run_trains_nothing_and_gives_the_same(self, tmp_path, monkeypatch):
         first = weights(make(tmp_path).student)

@@ -40,7 +40,7 @@ class Flags:
     vocabulary_size: int | None = _flag(None, "The most tokens of the student; by its size if unset.")
     unlabelled: str | None = _flag(None, "A text file with more texts to learn from, one a line.")
     augmented_rows: int | None = _flag(None, "New texts or views to make of the training rows.")
-    training_rows: int = _flag(400_000, "Rows that the student sees.")
+    training_rows: int | None = _flag(None, "Rows that the student sees; 400,000, or fewer of long texts.")
     max_length: int | None = _flag(None, "Tokens that are read of a text.")
     baseline: bool = _flag(True, "Also train the same student without a teacher, to tell what the teacher gave.")
     export: bool = _flag(False, "Also write the student as ONNX, in float32 and int8 (extra: export).")

@@ -150,7 +150,7 @@ class Job:
         }  # fmt: skip
         return train_on_labels(
             start, self.rows("train", made), self.rows("validation", made), folder=self.folder / WITHOUT_TEACHER,
-            settings=settings, training_rows=self.flags.training_rows, arguments=self.arguments, seed=self.flags.seed,
+            settings=settings, training_rows=self.recipe().rows_to_see, arguments=self.arguments, seed=self.flags.seed,
             data_collator=self.task.collator(made.processing_class),
         )  # fmt: skip
 

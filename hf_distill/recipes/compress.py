@@ -38,7 +38,7 @@ def compress(
     unlabelled: Iterable[Any] | Dataset = (),
     exclude: Iterable[Any] | Dataset = (),
     augmented_rows: int | None = None,
-    training_rows: int = 400_000,
+    training_rows: int | None = None,
     stages: Sequence[Stage] = STAGES,
     input_columns: Sequence[str] | str | None = None,
     label_column: str | None = None,
@@ -74,7 +74,8 @@ def compress(
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.
         exclude: Rows that must not be learnt from, such as the texts of validation and test.
         augmented_rows: How many rows to make of the training rows; see [`build_transfer_set`]. Of images, the views.
-        training_rows: How many rows the student sees, in all stages together.
+        training_rows: How many rows the student sees, in all stages together; by default 400,000, or of long texts as
+            many as make 40 million tokens.
         stages: What it learns, in order.
         input_columns: The columns to read, where their names do not tell.
         label_column: The column of labels, likewise.

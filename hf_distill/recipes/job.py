@@ -32,6 +32,9 @@ from hf_distill.transfer.views import ImageRows
 # Batches of like lengths; older releases call it otherwise.
 _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
 LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
+# What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
+# reviews the rows are 10 million), since time grows with the tokens.
+TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Job:
     train_dataset: Dataset
     output_dir: str | Path
     stages: Sequence[Stage]
-    training_rows: int
+    training_rows: int | None = None
     compression: float | None = None
     max_parameters: int | None = None
     max_mb: float | None = None
@@ -97,7 +100,7 @@ class Job:
         settings: dict[str, Any] = {
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
             "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
-            "training_rows": self.training_rows, "arguments": self.stage_arguments, "seed": self.seed,
+            "training_rows": self.rows_to_see, "arguments": self.stage_arguments, "seed": self.seed,
             "min_confidence": self.min_confidence, "max_length": self.max_length,
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
@@ -106,7 +109,7 @@ class Job:
             student = run_stage(
                 stage, student, partial(self.rows, stage, tokenizer), self.losses(stage),
                 folder=self.folder / stage.name, settings=settings,
-                training_rows=round(stage.share * self.training_rows),
+                training_rows=round(stage.share * self.rows_to_see),
                 arguments=self.stage_arguments,
                 data_collator=collator, seed=self.seed,
             )  # fmt: skip
@@ -204,6 +207,18 @@ class Job:
         number = min(5 * rows, 200_000) if self.augmented_rows is None else self.augmented_rows
         return ImageRows(self.task, self.train_dataset, self.processing_class, views=1 + -(-number // rows))
 
+    @cached_property
+    def rows_to_see(self) -> int:
+        """How many rows the student sees in all stages together."""
+        if self.training_rows is not None:
+            return self.training_rows
+        if self.task.kind == "image":
+            return TRAINING_ROWS
+        every = max(1, len(self.train_dataset) // 1000)
+        some = self.train_dataset.select(range(0, len(self.train_dataset), every))
+        lengths = [len(ids) for ids in self.encoded(some, self.processing_class, labels=False)["input_ids"]]
+        return min(TRAINING_ROWS, max(1, round(TRAINING_TOKENS / np.mean(lengths))))
+
     def rows(self, stage: Stage, tokenizer: Any) -> JudgedRows:
         """What a stage learns from: the student's encoding and the teacher's answers."""
         labelled = stage.data == "task"
@@ -298,7 +313,7 @@ class Job:
             raise ValueError(
                 "unlabelled is for texts and words. Of images, add the rows to train_dataset, or leave it out."
             )
-        if self.training_rows < 1:
+        if self.training_rows is not None and self.training_rows < 1:
             raise ValueError(f"training_rows must be at least 1, got {self.training_rows}.")
         if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
             raise ValueError(
