@@ -232,14 +232,14 @@ def test_reduced_precision_accumulates_in_fp32(dtype, bound, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_thousand_equal_chunks_add_up_to_a_thousand(dtype):
-    """Counted in bf16 they would stop at 256, the largest number to which one can be added there."""
-    hidden, weight, bias = (torch.ones(size, dtype=dtype, requires_grad=True) for size in ((1000, 2), (3, 2), (3,)))
+def test_equal_chunks_add_up_to_their_number(dtype):
+    """Counted in bf16 they would stop at 256, in fp16 at 2048: the largest numbers to which one can be added there."""
+    hidden, weight, bias = (torch.ones(size, dtype=dtype, requires_grad=True) for size in ((4096, 2), (3, 2), (3,)))
     student = UnprojectedLogits(hidden, weight, bias)
     summed = sum_over_chunks(lambda z, theirs, rows: z.sum()[None], student, NO_TEACHER, [1.0], chunk=3)
-    assert summed.item() == 1000 * 3 * 3
+    assert summed.item() == 4096 * 3 * 3
     for gradient in torch.autograd.grad(summed.sum(), (weight, bias)):
-        assert bool((gradient == 1000).all())
+        assert bool((gradient == 4096).all())
 
 
 def test_other_weights_than_promised_are_an_error():
