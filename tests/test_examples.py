@@ -135,7 +135,8 @@ class TestHyperparameterSearch:
         monkeypatch.setattr(script, "splits", lambda: few)
         return script
 
-    def test_the_teacher_is_asked_once_whatever_the_number_of_trials(self, script, tmp_path):
+    def test_the_teacher_is_asked_once_whatever_the_number_of_trials(self, script, tmp_path, monkeypatch):
+        monkeypatch.setattr("hf_distill.teachers.loading.has_fast_bf16", lambda device: False)  # else some rows twice
         teacher, data, rows = script.vision_transformer(**script.TEACHER, seed=0), script.splits(), []
         teacher.register_forward_pre_hook(
             lambda _, args, inputs: rows.append(len(inputs["pixel_values"])), with_kwargs=True
@@ -205,6 +206,39 @@ class TestCausalLM:
         plain, kept = (script.main([*flags, *more]) for more in ([], ["--teacher_cache_dir", str(tmp_path / "cache")]))
         distilled = script.DISTILLED
         assert kept[distilled]["test"] == pytest.approx(plain[distilled]["test"], rel=1e-3)
+
+    def test_what_a_cache_loses_is_measured_against_the_gradient_of_all_logits(
+        self, example, flags, monkeypatch, tmp_path, capsys
+    ):
+        """Errors of the whole gradient, by autograd on the models' own logits."""
+        monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+        script = example("kept_answers")
+        sizes = ["--rows", "2", "--length", "16", "--top_k", "1", "22"]
+        found = script.main([*flags[:7], *sizes, "--steps", "2", "--json", str(tmp_path / "out.json")])
+        assert json.loads((tmp_path / "out.json").read_text()) == found
+        assert len(found) == 2
+        assert "30 tokens, student after 2 steps (all logits in fp16: 44 bytes per token)" in capsys.readouterr().out
+        teacher, tokenizer, _ = script.load(flags[1])
+        student = script.create_student(teacher, layers=[0, 3])
+        cut = script.blocks(script.read_documents(tmp_path / "text"), tokenizer, 16)
+        ids = torch.tensor(script.as_rows(cut, 2)["input_ids"])
+        p, z = teacher(input_ids=ids).logits[:, :-1].softmax(-1), student(input_ids=ids).logits[:, :-1]
+        best, q = p.argmax(-1, keepdim=True), z.softmax(-1)
+        one_or_other = [torch.cat([x.gather(-1, best), 1 - x.gather(-1, best)], -1) for x in (p, q)]
+        wholes = [(p, q), one_or_other]
+        losses = [(a.detach() * (a / b).log()).sum(-1).mean() for a, b in wholes]
+        losses.append(torch.nn.functional.cross_entropy(z.flatten(0, 1), ids[:, 1:].flatten()))
+        exact, *others = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(student.parameters()), retain_graph=True)])
+            for loss in losses
+        )
+        top_1, alone = (float((g - exact).norm() / exact.norm()) for g in others)
+        lines = found["at the start"]
+        assert lines["top-1 and the rest"]["error"] == pytest.approx(top_1, rel=1e-2)
+        assert lines["text alone"]["error"] == pytest.approx(alone, rel=1e-4)
+        assert lines["top-22 and the rest"]["error"] < 5e-2  # fp16; nearly uniform answers, so a small gradient
+        assert lines["last hidden state"]["error"] < 1e-2
+        assert lines["top-1 and the rest"]["bytes"] >= 2 * 2 + 4
 
     def test_the_text_that_comes_with_the_examples_is_long_enough(self, example):
         data = example("_lm_data")

@@ -4,7 +4,16 @@ import pytest
 import torch
 from parity import different_tensors, record_gradients
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_distill.testing import VOCABULARY, tiny_task
 from hf_distill.transfer import StudentCompletions, generate_transfer_set
@@ -79,6 +88,22 @@ class TestTransferSet:
             assert row["input_ids"] == prompt
             assert row["labels"] == greedy(encoder_decoder, prompt, 6)
 
+    @pytest.mark.parametrize("kind", ["causal", "encoder_decoder"])
+    def test_a_plain_trainer_learns_to_say_what_the_teacher_says(self, kind, request, tokenizer, tmp_path):
+        """As the docstring has it: labels are padded by `DataCollatorForSeq2Seq`."""
+        model = request.getfixturevalue(kind)
+        options = {"max_new_tokens": 6, "suppress_tokens": [PAD], "progress": False}
+        rows = generate_transfer_set(model, tokenizer, PROMPTS, cache_dir=tmp_path / "cache", **options)
+        expected = [greedy(model, prompt, 6) for prompt in PROMPTS]
+        torch.manual_seed(1)
+        student = type(model)(model.config)
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=150, learning_rate=1e-2, report_to="none", save_strategy="no",
+            use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        Trainer(student, args, DataCollatorForSeq2Seq(tokenizer), rows).train()
+        assert [greedy(student.eval(), prompt, 6) for prompt in PROMPTS] == expected
+
     def test_an_interrupted_call_goes_on_and_ends_as_an_uninterrupted_one(
         self, causal, tokenizer, tmp_path, monkeypatch
     ):
@@ -129,6 +154,24 @@ class TestTransferSet:
         )
         assert causal.training
         assert torch.equal(torch.get_rng_state(), state)
+
+    def test_t5_reads_more_than_its_config_calls_positions(self, encoder_decoder, tokenizer, tmp_path):
+        encoder_decoder.config.n_positions = 4
+        options = {"max_new_tokens": 6, "suppress_tokens": [PAD], "progress": False}
+        (row,) = generate_transfer_set(encoder_decoder, tokenizer, [[5, 6, 7] * 3], cache_dir=tmp_path, **options)
+        assert row["labels"] == greedy(encoder_decoder, [5, 6, 7] * 3, 6)
+
+    @pytest.mark.parametrize(("prompt", "new"), [(9, 4), (4, 9)])
+    def test_an_encoder_decoder_needs_room_on_either_side(self, prompt, new, tokenizer, tmp_path):
+        sizes = {f"{stack}_{name}": 2 for stack in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+        model = BartForConditionalGeneration(
+            BartConfig(vocab_size=VOCABULARY, d_model=8, max_position_embeddings=8, **sizes)
+        )
+        with pytest.raises(ValueError, match=f"{prompt} tokens, and with {new} new ones that is more than the 8"):
+            generate_transfer_set(model, tokenizer, [[5] * prompt], cache_dir=tmp_path, max_new_tokens=new)
+        options = {"max_new_tokens": 8, "min_new_tokens": 8, "progress": False}
+        (row,) = generate_transfer_set(model, tokenizer, [[5] * 8], cache_dir=tmp_path, **options)
+        assert len(row["labels"]) == 8
 
     @pytest.mark.parametrize(("prompts", "options", "message"), [
         ([], {}, "There are no prompts"),

@@ -4,7 +4,6 @@ import pytest
 import torch
 import transformers
 from parity import different_tensors, record_gradients
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_distill import preflight, unprojected
 from hf_distill.activations import Needs
@@ -162,6 +161,22 @@ def test_bf16_autocast_computes_the_head_in_bf16(make_trainer, with_heads, monke
     assert different_tensors(ours[1], theirs[1], 3e-2) == []
 
 
+@pytest.mark.parametrize("name", ["llama", "llama, tied", "gpt2"])
+def test_a_frozen_head_has_no_gradient_and_the_rest_has_the_same(name, make_trainer, with_heads):
+    """Tied to the embeddings, these are frozen with it."""
+
+    def task():
+        made = causal_task(name)
+        made.student.get_output_embeddings().weight.requires_grad_(False)
+        return made
+
+    ours = run(task(), make_trainer)
+    with_heads()
+    theirs = run(task(), make_trainer)
+    assert_same(ours, theirs)
+    assert not any(gradient.shape[0] == VOCABULARY and "lm_head" in key for key, gradient in ours[1].items())
+
+
 class TestWhoKeepsItsHead:
     def heads(self, task, make_trainer, **kwargs):
         return make_trainer(task, **kwargs).removable_heads
@@ -287,41 +302,3 @@ class TestLogitsThatAreAskedFor:
         loss, outputs = trainer.compute_loss(task.student.train(), task.collate(task.rows[:4]), return_outputs=True)
         assert outputs.logits.shape[-1] == VOCABULARY
         torch.testing.assert_close(loss, trainer.compute_loss(task.student, task.collate(task.rows[:4])))
-
-
-class LargestTensor(TorchDispatchMode):
-    """The largest number of elements that anything returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return result
-
-
-def largest_tensor(make_trainer, tokens, vocabulary=4000):
-    sizes = {**SIZES, "vocab_size": vocabulary, "max_position_embeddings": 256}
-    config = transformers.LlamaConfig(**sizes, **SMALL)
-    student, teacher = (transformers.AutoModelForCausalLM.from_config(config) for _ in range(2))
-    rows = [{"input_ids": [5] * tokens, "labels": [5] * tokens, "attention_mask": [1] * tokens}] * 4
-    task = tiny_task("causal_lm")
-    task.student, task.teacher, task.rows = student, teacher, rows
-    with LargestTensor() as largest:
-        trainer = make_trainer(task, per_device_train_batch_size=2, max_steps=1, optim="adamw_torch")
-        trainer.train()
-        trainer.evaluate(rows[:2])
-    return largest.elements
-
-
-def test_no_tensor_of_tokens_times_vocabulary(make_trainer, monkeypatch, with_heads):
-    """From building the trainer to its evaluation; the largest tensor is then one of the model's own weights."""
-    monkeypatch.setattr(unprojected, "CHUNK", 2**14)
-    monkeypatch.setattr(unprojected, "CACHED", 2**13)
-    assert largest_tensor(make_trainer, 32) == largest_tensor(make_trainer, 128) == 4000 * SMALL["hidden_size"]
-    with_heads()
-    assert largest_tensor(make_trainer, 128) >= 2 * 127 * 4000

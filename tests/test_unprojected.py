@@ -121,6 +121,31 @@ def test_positions_may_differ_between_terms(eight_chunks):
         assert_close(mine, other)
 
 
+def test_chunks_without_any_label_count_for_nothing_but_the_soft_targets(eight_chunks):
+    """The hard labels of two whole chunks of seven are missing."""
+    case = make()
+    labels = case.batch.labels.clone()
+    labels.view(-1)[7:21] = -100
+    case.batch = Batch.from_inputs({"input_ids": labels.clamp(min=0), "labels": labels}, Head("masked_lm"))
+    losses = LossTerms({"soft": SoftTargetLoss(temperature=T, positions="all"), "hard": HardLabelLoss()})
+    values, gradients = total_and_gradients(losses, case)
+    soft = expected_soft("forward_kl", *case.logits("all_predictions")) / 50
+    hard = F.cross_entropy(next(case.logits("all_predictions")), labels.view(-1), ignore_index=-100)
+    assert_close(values["hard"], hard)
+    for mine, other in zip(gradients, torch.autograd.grad(soft + hard, case.leaves()), strict=True):
+        assert_close(mine, other)
+
+
+def test_each_chunk_goes_through_each_head_once_for_all_losses(eight_chunks, monkeypatch):
+    """Both terms read the same logits, and the backward pass computes none again."""
+    sizes, linear = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *head: sizes.append(x.shape[-2:]) or linear(x, *head))
+    losses = LossTerms({"soft": SoftTargetLoss(positions="all"), "hard": HardLabelLoss()})
+    total_and_gradients(losses, make())
+    chunks = [7] * 7 + [1]
+    assert sizes == [(rows, width) for rows in chunks for width in (6, 9)]
+
+
 def test_gradcheck():
     leaves = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 3), (4, 3), (4,))]
 
@@ -204,6 +229,17 @@ def test_reduced_precision_accumulates_in_fp32(dtype, bound, monkeypatch):
     for ours, theirs in zip(torch.autograd.grad(scaled, case.leaves()), gradients, strict=True):
         assert ours.dtype == dtype
         assert_close(ours.float() / 2**16, theirs, 2 * bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_equal_chunks_add_up_to_their_number(dtype):
+    """Counted in bf16 they would stop at 256, in fp16 at 2048: the largest numbers to which one can be added there."""
+    hidden, weight, bias = (torch.ones(size, dtype=dtype, requires_grad=True) for size in ((4096, 2), (3, 2), (3,)))
+    student = UnprojectedLogits(hidden, weight, bias)
+    summed = sum_over_chunks(lambda z, theirs, rows: z.sum()[None], student, NO_TEACHER, [1.0], chunk=3)
+    assert summed.item() == 4096 * 3 * 3
+    for gradient in torch.autograd.grad(summed.sum(), (weight, bias)):
+        assert bool((gradient == 4096).all())
 
 
 def test_other_weights_than_promised_are_an_error():

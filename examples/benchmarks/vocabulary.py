@@ -3,8 +3,9 @@
 Variants of a job learn from the same rows with the same loss (forward KL at temperature 1 at every labelled position),
 and each line says how far its loss is from that of the naive loop. CPU time of this process on one thread, variants
 interleaved round by round; a ratio is the median of the rounds' own ratios. Memory is the peak of a fresh process that
-trains two steps. TRL's own losses are lines of the table where TRL is installed. The cached variants are epoch 2 on:
-the teacher's answers are read from disk in every step, and there is no teacher.
+trains two steps. Losses of other libraries are lines of the table where these are installed (the extra `bench`), all
+called in the same loop. The cached variants are epoch 2 on: the teacher's answers are read from disk in every step,
+and there is no teacher.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ try:
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 except ImportError:
     GKDTrainer = ChunkedDivergenceFunction = None
+try:
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+except ImportError:
+    LigerFusedLinearJSDFunction = None
 
 TEACHERS = {"masked": (12, 768, 12), "causal": (8, 768, 12)}
 OURS, BY_STATE, BY_TOP_K = "hf_distill", "hf_distill, cached last hidden state", "hf_distill, cached top-64"
@@ -99,17 +105,38 @@ def trl_loss(job: str, student: Any, teacher: Any, inputs: dict[str, Any], label
     return GKDTrainer.generalized_jsd_loss(ours, theirs, answered, beta=0.0)
 
 
-def trl_kernel(job: str, student: Any, teacher: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """TRL's chunked divergence, which computes no whole logits."""
+def answered_states(
+    job: str, student: Any, teacher: Any, inputs: dict[str, Any], labels: torch.Tensor
+) -> list[torch.Tensor]:
+    """What the heads of a causal student and its teacher read where there is a label, and the labels."""
     ours, answered = shifted(job, student.model(**inputs).last_hidden_state, labels)
     with torch.no_grad():
         theirs, _ = shifted(job, teacher.model(**inputs).last_hidden_state, labels)
-    kept, heads = answered != -100, (student.lm_head, teacher.lm_head)
-    args = [x for hidden, head in zip((ours, theirs), heads, strict=True) for x in (hidden[kept], head.weight, None)]
-    return ChunkedDivergenceFunction.apply(*args, 0.0)[0].mean()
+    kept = answered != -100
+    return [ours[kept], theirs[kept], answered[kept]]
+
+
+def trl_kernel(job: str, student: Any, teacher: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """TRL's chunked divergence, which computes no whole logits."""
+    ours, theirs, _ = answered_states(job, student, teacher, inputs, labels)
+    heads = (student.lm_head.weight, None), (teacher.lm_head.weight, None)
+    return ChunkedDivergenceFunction.apply(ours, *heads[0], theirs, *heads[1], 0.0)[0].mean()
+
+
+def liger(job: str, student: Any, teacher: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """Liger's chunked divergence without torch.compile, soft targets alone, 128 tokens at a time."""
+    ours, theirs, answered = answered_states(job, student, teacher, inputs, labels)
+    weights, no_bias = (student.lm_head.weight, teacher.lm_head.weight), (None, None)
+    settings = {"hard": 0.0, "soft": 1.0, "beta": 0.0, "ignore": -100, "T": 1.0, "compiled": False, "chunk": 128}
+    return LigerFusedLinearJSDFunction.apply(
+        ours, weights[0], theirs, weights[1], answered, *no_bias, *settings.values()
+    )
 
 
 Step = Callable[[], torch.Tensor]
+LOOPS = {"naive loop": naive, "plain fine-tuning": plain}
+TRL = {"TRL, GKD's loss": trl_loss, "TRL, chunked kernel": trl_kernel}
+LIGER = {"Liger, fused linear JSD": liger}
 
 
 def step_of(variant: str, job: str, scratch: str) -> Step:
@@ -119,31 +146,17 @@ def step_of(variant: str, job: str, scratch: str) -> Step:
     teacher = None
     if variant != "plain fine-tuning":
         teacher = model(head, TEACHERS[head], vocabulary, seed=2).eval().requires_grad_(False)
-    rows = batch(job)
-    inputs, labels = {key: rows[key] for key in ("input_ids", "attention_mask")}, rows["labels"]
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-    functions = {
-        "naive loop": naive, "plain fine-tuning": plain, "TRL, GKD's loss": trl_loss, "TRL, chunked kernel": trl_kernel
-    }  # fmt: skip
+    rows = batch(job)
     if variant in (OURS, *KEPT):
-        cache = (
-            {"teacher_cache_dir": f"{scratch}/cache", "teacher_cache_logits": KEPT[variant]} if variant in KEPT else {}
-        )
-        args = DistillationTrainingArguments(
-            scratch, use_cpu=True, report_to="none", temperature=1.0, hard_label_weight=0.0, disable_tqdm=True,
-            per_device_train_batch_size=len(labels), seed=0, teacher_dtype="float32", **cache,
-        )  # fmt: skip
-        data = [{key: value[i] for key, value in rows.items()} for i in range(len(labels))]
-        trainer = DistillationTrainer(student, args, torch.utils.data.default_collate, data, teacher_model=teacher)
-        collate = trainer.get_train_dataloader().collate_fn  # the cache is full now
-        trainer.teacher.model = teacher = None if variant in KEPT else teacher
-        student.train()
+        loss_of = trained_by_us(variant, student, teacher, rows, scratch)
+        teacher = None
+    else:
+        inputs, labels = {key: rows[key] for key in ("input_ids", "attention_mask")}, rows["labels"]
+        loss_of = partial({**LOOPS, **TRL, **LIGER}[variant], job, student, teacher, inputs, labels)
 
     def step() -> torch.Tensor:
-        if variant in (OURS, *KEPT):
-            loss = trainer.compute_loss(student, collate(data))
-        else:
-            loss = functions[variant](job, student, teacher, inputs, labels)
+        loss = loss_of()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -152,10 +165,28 @@ def step_of(variant: str, job: str, scratch: str) -> Step:
     return step
 
 
+def trained_by_us(variant: str, student: Any, teacher: Any, rows: dict[str, torch.Tensor], scratch: str) -> Step:
+    """The loss of our trainer, on the teacher or on its answers from disk."""
+    cache = {"teacher_cache_dir": f"{scratch}/cache", "teacher_cache_logits": KEPT[variant]} if variant in KEPT else {}
+    count = len(rows["labels"])
+    args = DistillationTrainingArguments(
+        scratch, use_cpu=True, report_to="none", temperature=1.0, hard_label_weight=0.0, disable_tqdm=True,
+        per_device_train_batch_size=count, seed=0, teacher_dtype="float32", **cache,
+    )  # fmt: skip
+    data = [{key: value[i] for key, value in rows.items()} for i in range(count)]
+    trainer = DistillationTrainer(student, args, torch.utils.data.default_collate, data, teacher_model=teacher)
+    collate = trainer.get_train_dataloader().collate_fn  # the cache is full now
+    if variant in KEPT:
+        trainer.teacher.model = None
+    student.train()
+    return lambda: trainer.compute_loss(student, collate(data))
+
+
 def variants_of(job: str) -> list[str]:
     """Those that can be run here."""
-    trl = ["TRL, GKD's loss", "TRL, chunked kernel"] if GKDTrainer is not None and JOBS[job][0] == "causal" else []
-    return ["naive loop", "plain fine-tuning", OURS, *(KEPT if job in CACHED else ()), *trl]
+    causal = JOBS[job][0] == "causal"
+    peers = [*(TRL if GKDTrainer else ()), *(LIGER if LigerFusedLinearJSDFunction else ())] if causal else []
+    return [*LOOPS, OURS, *(KEPT if job in CACHED else ()), *peers]
 
 
 def timed(job: str, rounds: int) -> dict[str, dict[str, Any]]:
@@ -181,26 +212,42 @@ def peak(variant: str, job: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
+def paired(spent: list[float], other: list[float]) -> float:
+    """Median of the rounds' own ratios."""
+    return statistics.median(a / b for a, b in zip(spent, other, strict=True))
+
+
 def print_times(job: str, lines: dict[str, dict[str, Any]]) -> None:
-    """A table of one job."""
+    """A table of one job; adds the ratios to its lines."""
     print(f"\n{job}: {JOBS[job]}\n")
-    print("| variant | CPU s, median [min-max] | of naive | of plain | loss against naive |\n|---|---|---|---|---|")
+    print("| variant | CPU s, median [min-max] | of naive | of plain | hf_distill of it | loss against naive |")
+    print("|---|---|---|---|---|---|")
     for variant, line in lines.items():
-        spent, base = line["seconds"], "naive loop"
-        ratios = [
-            statistics.median(a / b for a, b in zip(spent, lines[other]["seconds"], strict=True))
-            for other in (base, "plain fine-tuning")
-        ]
-        line["ratios"] = ratios
-        change = "" if variant == "plain fine-tuning" else f"{abs(line['loss'] / lines[base]['loss'] - 1):.1e}"
+        spent, base = line["seconds"], lines["naive loop"]
+        of = {name: paired(spent, lines[name]["seconds"]) for name in LOOPS}
+        line["ratios"] = {**of, "hf_distill of it": paired(lines[OURS]["seconds"], spent)}
+        change = "" if variant == "plain fine-tuning" else f"{abs(line['loss'] / base['loss'] - 1):.1e}"
         times = f"{statistics.median(spent):.2f} [{min(spent):.2f}-{max(spent):.2f}]"
-        print(f"| {variant} | {times} | {ratios[0]:.3f} | {ratios[1]:.3f} | {change} |", flush=True)
+        ratios = " | ".join(f"{ratio:.3f}" for ratio in line["ratios"].values())
+        print(f"| {variant} | {times} | {ratios} | {change} |", flush=True)
+
+
+def print_peaks(job: str) -> dict[str, float]:
+    """A table of one job's peaks in MB, each of a process of its own."""
+    peaks = {}
+    for variant in variants_of(job):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks[variant] = pool.apply(peak, (variant, job))
+    print(f"\nPeak memory, {job}: {JOBS[job]}\n\n| variant | peak MB | hf_distill of it |\n|---|---|---|")
+    for variant, megabytes in peaks.items():
+        print(f"| {variant} | {megabytes:.0f} | {peaks[OURS] / megabytes:.3f} |", flush=True)
+    return peaks
 
 
 def main() -> None:
     """Print tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=[job for job in JOBS if job != "large vocabulary"])
+    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=[job for job in JOBS if job != "large vocabulary"])
     parser.add_argument("--memory", nargs="*", choices=JOBS, default=["large vocabulary"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="Where to write the figures.")
@@ -208,15 +255,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    results: dict[str, Any] = {"time": {}, "memory": {}}
-    fresh = multiprocessing.get_context("spawn")
-    for job in options.memory:
-        print(f"\nPeak memory, {job}: {JOBS[job]}\n\n| variant | peak MB |\n|---|---|")
-        results["memory"][job] = {}
-        for variant in variants_of(job):
-            with fresh.Pool(1) as pool:
-                results["memory"][job][variant] = pool.apply(peak, (variant, job))
-            print(f"| {variant} | {results['memory'][job][variant]:.0f} |", flush=True)
+    results: dict[str, Any] = {"memory": {job: print_peaks(job) for job in options.memory}, "time": {}}
     for job in options.jobs:
         results["time"][job] = timed(job, options.rounds)
         print_times(job, results["time"][job])

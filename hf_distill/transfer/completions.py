@@ -33,12 +33,12 @@ def complete(
         kwargs: As for `generate`; what is not set is the model's own `generation_config`.
 
     Raises:
-        ValueError: If a prompt is empty, or longer than the model can go on from.
+        ValueError: If a prompt is empty, or it or its completion is longer than the model has positions.
     """
     require_prompts(prompts)
     core = core_model(model)
     encoder_decoder = bool(getattr(core.config, "is_encoder_decoder", False))
-    _require_room(core, prompts, 0 if encoder_decoder else max_new_tokens)
+    _require_room(core, max(map(len, prompts)), max_new_tokens, encoder_decoder)
     ends = _ids(kwargs.get("eos_token_id", core.generation_config.eos_token_id))
     pad = next((i for i in (pad_token_id, core.generation_config.pad_token_id, *sorted(ends)) if i is not None), 0)
     ids, mask = _padded(prompts, pad, left=not encoder_decoder)
@@ -65,12 +65,15 @@ def require_prompts(prompts: Sequence[Sequence[int]]) -> None:
         raise ValueError("A prompt is empty: there is nothing to go on from. Leave it out, or begin it with a token.")
 
 
-def _require_room(core: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
-    config, longest = core.config.get_text_config(), max(map(len, prompts))
+def _require_room(core: Any, prompt: int, new: int, encoder_decoder: bool) -> None:
+    """Prompt and completion stand one after the other, or each in a stack of its own."""
+    config = core.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if isinstance(most, int) and most > 0 and longest + new > most:
+    if hasattr(config, "relative_attention_num_buckets"):
+        return  # T5 has no end, whatever its config calls n_positions
+    if isinstance(most, int) and most > 0 and (max(prompt, new) if encoder_decoder else prompt + new) > most:
         raise ValueError(
-            f"The longest prompt has {longest} tokens, and with {new} new ones that is more than the {most} positions "
+            f"The longest prompt has {prompt} tokens, and with {new} new ones that is more than the {most} positions "
             f"of {type(core).__name__}. Set fewer max_new_tokens, or shorten the prompts."
         )
 

@@ -43,8 +43,9 @@ def generate_transfer_set(
 
     Training on the teacher's most probable completions is sequence-level distillation (Kim and Rush, 2016,
     "Sequence-Level Knowledge Distillation", section 3.2; they take the best of a beam: `num_beams=5`). A plain
-    `Trainer` can do that; with `teacher_model` the student also learns the teacher's distribution at each of these
-    tokens.
+    `Trainer` can do that, with a collator that pads labels (`DataCollatorForSeq2Seq`). `DistillationTrainer` teaches a
+    causal student the teacher's distribution at each of these tokens as well; it takes no encoder-decoders yet, so
+    that theirs learn from the texts alone.
 
     Completions are kept in `cache_dir` as they are written: an interrupted call goes on where it was, and another call
     with the same teacher and settings asks about new prompts alone. Equal prompts get one completion.
