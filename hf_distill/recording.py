@@ -1,8 +1,8 @@
 """Queries, keys and values, which no model returns: recorded where they enter attention.
 
-For the length of one forward a twin stands in for the model's attention, records what it is given and calls the model's
-own function. Nothing is recorded elsewhere: not in other threads, and not when activation checkpointing runs a block
-again.
+For the length of one forward a twin stands in for the model's attention, records what it is given and calls the
+model's own function. Nothing is recorded elsewhere: not in other threads, and not when activation checkpointing runs a
+block again.
 """
 
 from __future__ import annotations
