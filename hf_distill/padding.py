@@ -49,7 +49,7 @@ def drop_padding(trainer: DistillationTrainer, student: nn.Module, inputs: Mappi
     with without_head(student, trainer.heads_off.student):
         _try(trainer, student.eval(), trainer._inputs_for("student", inputs))
     student.train(was_training)
-    if asked and not trainer.padding_free and trainer.stack is None:
+    if asked and not trainer.padding_free:
         raise ValueError(
             f"padding_free=True would change what {type(core_model(student)).__name__} computes: its answers depend "
             "on padding, it returns what cannot be put together, or batches are not padded on the right with an "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.activations import Activations, Needs
+from hf_distill.batching import padding_is_inert
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
 from hf_distill.packing import find_stack, run_on_real_tokens
 from hf_distill.recording import recording
@@ -26,14 +27,14 @@ class OnlineTeacher:
     it and its answers back. Where the losses read no logits, blocks above the last one that they read are not run (but
     for one).
 
-    Attributes:
-        packs: Whether batches run without their padding where the model can ([`find_stack`]); the trainer decides.
-
     Args:
         model: The teacher. Its parameters stop requiring gradients.
         device: Where to run it; `None` leaves it where it is.
         name: What to call it in cards and messages; the checkpoint it was loaded from by default.
         dtype: Precision that it computes in, by autocast; its weights stay as they are. `None` is their own.
+
+    Attributes:
+        packs: Whether batches run without their padding where the model can; a trainer decides that.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class OnlineTeacher:
             return None
         if self._stack is None:
             first = {k: v[:2] if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
-            self._stack = find_stack(self.model, first, arguments, self.head) or ""
+            pad = getattr(self.config, "pad_token_id", None) or 0
+            inert = padding_is_inert(self.model, first, arguments, self.head, pad)
+            self._stack = (inert and find_stack(self.model, first, arguments, self.head)) or ""
         return self._stack
 
     def load(self) -> None:
