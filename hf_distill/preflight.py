@@ -22,10 +22,10 @@ from hf_distill.alignment import (
     shared_vocabulary,
 )
 from hf_distill.batch import Batch
-from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, has_label_names, head_of, use_eager_attention
 from hf_distill.losses import LossTerms
 from hf_distill.output_head import OutputHeads, find_output_head, unprojected, without_head
+from hf_distill.padding import drop_padding
 from hf_distill.random_state import preserved_random_state
 from hf_distill.recording import recording
 from hf_distill.refusals import refuse_student_generation
@@ -191,7 +191,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
-        trainer.padding_free = can_drop_padding(trainer, student)
+        drop_padding(trainer, student, inputs if trains else {})
 
 
 def ask_student(
@@ -231,41 +231,6 @@ def _set_up(
             keeper.remember_shapes(teacher.shapes(), inputs)
             trainer.open_cache()
     return teacher
-
-
-def can_drop_padding(trainer: DistillationTrainer, student: nn.Module) -> bool:
-    """Whether the student may be run on groups of rows of like length (`padding_free`), tried on the first rows.
-
-    Raises:
-        ValueError: If it was asked for and would change the result.
-    """
-    args = trainer.args
-    asked = getattr(args, "padding_free", None)
-    if trainer.losses.student_needs.qkv:
-        if asked:
-            raise ValueError(
-                "padding_free=True runs the student on parts of a batch, whose queries, keys and values cannot be put "
-                "together. Leave it unset, or drop the loss on attention relations."
-            )
-        return False
-    wanted = args.device.type == "cpu" and not args.torch_compile if asked is None else asked
-    inputs = sample_inputs(trainer) if wanted else None
-    if not inputs or "input_ids" not in inputs:
-        return False
-    was_training = student.training
-    pad = getattr(core_model(student).config, "pad_token_id", None) or 0
-    arguments = trainer.losses.student_needs.forward_arguments()
-    student_inputs = trainer._inputs_for("student", inputs)
-    with without_head(student, trainer.heads_off.student):
-        inert = padding_is_inert(student.eval(), student_inputs, arguments, trainer.head, pad)
-    student.train(was_training)
-    if asked and not inert:
-        raise ValueError(
-            f"padding_free=True would change what {type(core_model(student)).__name__} computes: its answers depend "
-            "on padding, it returns what cannot be put together, or batches are not padded on the right with an "
-            "attention_mask. Leave padding_free unset."
-        )
-    return inert
 
 
 def student_completions(trainer: DistillationTrainer) -> StudentCompletions | None:

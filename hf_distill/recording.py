@@ -1,28 +1,21 @@
 """Queries, keys and values, which no model returns: recorded where they enter attention.
 
-Transformers looks its attention functions up by name (`AttentionInterface`). For the length of one forward the model's
-own name is replaced by one whose function records what it is given and then calls the model's own function. Nothing is
-recorded elsewhere: not in other threads, and not when activation checkpointing runs a block again.
+For the length of one forward a twin stands in for the model's attention, records what it is given and calls the
+model's own function. Nothing is recorded elsewhere: not in other threads, and not when activation checkpointing runs a
+block again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from hf_distill.activations import QKV, Indices
-
-_PREFIX = "hf_distill_recording_"
-_lock = threading.RLock()  # two threads that share a model must not restore its setting under each other
+from hf_distill.attention_twin import AttentionTwin, attention_configs
 
 
 class _Recorder:
@@ -60,12 +53,12 @@ def recording(model: nn.Module, indices: Indices) -> Iterator[dict[int, QKV]]:
     if not indices:
         yield recorder.layers
         return
-    with _lock, _renamed_attention(model):
+    with _twin.standing_in(model):
         token = _active.set(recorder)
         try:
             yield recorder.layers
         except KeyError as error:
-            if _PREFIX in str(error):  # a table of attention functions of the model's own, which lacks the twin
+            if _twin.prefix in str(error):  # a table of attention functions of the model's own, which lacks the twin
                 _require_one_call_a_block(model, recorder)
             raise
         finally:
@@ -74,7 +67,8 @@ def recording(model: nn.Module, indices: Indices) -> Iterator[dict[int, QKV]]:
 
 
 def _require_one_call_a_block(model: nn.Module, recorder: _Recorder) -> None:
-    blocks = getattr(_configs(model)[0], "num_hidden_layers", None) if _configs(model) else None
+    configs = attention_configs(model)
+    blocks = getattr(configs[0], "num_hidden_layers", None) if configs else None
     if recorder.calls == blocks:
         return
     name = next((type(m).__name__ for m in model.modules() if hasattr(m, "config")), type(model).__name__)
@@ -85,53 +79,13 @@ def _require_one_call_a_block(model: nn.Module, recorder: _Recorder) -> None:
     )
 
 
-@contextlib.contextmanager
-def _renamed_attention(model: nn.Module) -> Iterator[None]:
-    """Set every config of the model to the recording twin of its attention, and back."""
-    own = [(config, config._attn_implementation_internal) for config in _configs(model)]
-    try:
-        for config, name in own:  # the setter would change configs that belong to other models
-            config._attn_implementation_internal = _recording_twin(name or "eager")
-        yield
-    finally:
-        for config, name in own:
-            config._attn_implementation_internal = name
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    configs = [
-        m.config for m in model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation_internal")
-    ]
-    return list({id(config): config for config in configs}.values())
-
-
-def _recording_twin(name: str) -> str:
-    """The name of a function that records and then does what `name` does; with the same masks."""
-    if name.startswith(_PREFIX):
-        return name
-    twin = _PREFIX + name
-    if twin not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(twin, functools.partial(_attend, name))
-        AttentionMaskInterface.register(twin, ALL_MASK_ATTENTION_FUNCTIONS[name])
-    return twin
-
-
-def _attend(name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _attend(
+    own: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     recorder = _active.get()
     if recorder is not None:
         recorder.add(query, key, value)
-    return _own_function(module, name)(module, query, key, value, *args, **kwargs)
+    return own(module, query, key, value, *args, **kwargs)
 
 
-def _own_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    """The function that the module would call: its file's eager one, or what is registered under the name there."""
-    for cls in type(module).__mro__:
-        names = vars(sys.modules[cls.__module__])
-        if name == "eager" and "eager_attention_forward" in names:
-            return names["eager_attention_forward"]
-        if name != "eager" and "ALL_ATTENTION_FUNCTIONS" in names:
-            return names["ALL_ATTENTION_FUNCTIONS"][name]
-    raise ValueError(
-        f"{type(module).__name__} has no attention function of the name {name!r}. Drop the loss on attention "
-        "relations."
-    )
+_twin = AttentionTwin("hf_distill_recording_", _attend)

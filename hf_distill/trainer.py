@@ -15,12 +15,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
-from hf_distill.batching import run_without_padding
 from hf_distill.caching import collator_after_filling, known_of_teacher, make_keeper
 from hf_distill.fitting import fit_losses
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
+from hf_distill.packing import run_on_real_tokens
 from hf_distill.preflight import align, align_answers, dry_run, student_completions
 from hf_distill.recording import recording
 from hf_distill.refusals import (
@@ -144,6 +144,7 @@ class DistillationTrainer(Trainer):
         self._windows_to_log = 0
         self._window_counts: Tensor | None = None
         self.padding_free, self._loss_only = False, False
+        self.stack: str | None = None
         self.removable_heads = self.heads_off = OutputHeads()
         dry_run(self, self.model)
         refuse_compiled_projections(self)
@@ -215,7 +216,7 @@ class DistillationTrainer(Trainer):
 
     def _run_student(self, student: nn.Module, inputs: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
         if self.padding_free and student.training:
-            return run_without_padding(student, inputs, arguments, self.head)
+            return run_on_real_tokens(student, inputs, arguments, self.head, self.stack)
         return student(**inputs, **arguments)
 
     def _ask_teacher(self, inputs: Mapping[str, Any], needs: Needs, required: bool) -> Activations | None:

@@ -152,8 +152,9 @@ class DistillationTrainingArguments(TrainingArguments):
     padding_free: bool | None = field(
         default=None,
         metadata={
-            "help": "Run the student on rows of like length within each batch instead of on padding; the loss stays "
-            "the same. Unset means where it was measured to help: on the CPU."
+            "help": "Compute no padding: the blocks of the student, and of a teacher without a cache, run on one row "
+            "of all real tokens, or the student on rows of like length where it cannot be packed; the loss stays the "
+            "same. Unset means where it was measured to help: on the CPU."
         },
     )
     student_generation_share: float = field(

@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "schedules": set(),
     "term_log": set(),
     "heads": {"activations"},
-    "recording": {"activations"},
+    "attention_twin": set(),
+    "recording": {"activations", "attention_twin"},
+    "packing": {"activations", "attention_twin", "batching"},
+    "padding": {"batching", "heads", "output_head", "packing", "teachers"},
     "similarity": {"functional"},
     "output_head": {"functional", "activations", "heads", "unprojected"},
     "losses": {
@@ -30,8 +33,8 @@ MAY_IMPORT = {
         "unprojected",
     },
     "teachers": {
-        "activations", "alignment", "batch", "batching", "heads", "output_head", "random_state", "recording", "top_k",
-        "unprojected",
+        "activations", "alignment", "batch", "batching", "heads", "output_head", "packing", "random_state",
+        "recording", "top_k", "unprojected",
     },
     "alignment": {"activations", "unprojected"},
     "tasks": {"heads"},
@@ -45,13 +48,13 @@ MAY_IMPORT = {
     "reports": {"functional", "activations", "heads", "losses", "metrics", "random_state", "secrets"},
     "refusals": {"activations", "heads", "losses", "training_args", "transfer"},
     "preflight": {
-        "activations", "alignment", "batch", "batching", "heads", "losses", "output_head", "random_state", "recording",
+        "activations", "alignment", "batch", "heads", "losses", "output_head", "padding", "random_state", "recording",
         "refusals", "teachers", "transfer",
     },
     "caching": {"heads", "losses", "output_head", "preflight", "teachers"},
     "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
     "trainer": {
-        "activations", "batch", "batching", "caching", "fitting", "heads", "losses", "output_head", "preflight",
+        "activations", "batch", "caching", "fitting", "heads", "losses", "output_head", "packing", "preflight",
         "recording", "refusals", "reports", "schedules", "secrets", "teachers", "term_log", "token_alignment",
         "training_args", "transfer", "wrapped_forward",
     },

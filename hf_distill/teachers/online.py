@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.activations import Activations, Needs
+from hf_distill.batching import padding_is_inert
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
+from hf_distill.packing import find_stack, run_on_real_tokens
 from hf_distill.recording import recording
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
 from hf_distill.teachers.placement import execution_device, stays_where_it_is
@@ -30,6 +32,9 @@ class OnlineTeacher:
         device: Where to run it; `None` leaves it where it is.
         name: What to call it in cards and messages; the checkpoint it was loaded from by default.
         dtype: Precision that it computes in, by autocast; its weights stay as they are. `None` is their own.
+
+    Attributes:
+        packs: Whether batches run without their padding where the model can; a trainer decides that.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class OnlineTeacher:
         self.dtype = dtype
         self.input_names, self._accepts_any = forward_parameters(model)
         self._device = None if device is None or stays_where_it_is(model) else torch.device(device)
+        self.packs = False
+        self._stack: str | None = None  # the name of the blocks that are packed; "" where they cannot be
         self._shortener = Shortener(getattr(self.config, "num_hidden_layers", None))
         self.load()
 
@@ -62,11 +69,12 @@ class OnlineTeacher:
         if "use_cache" in self.input_names:
             extra["use_cache"] = False
         moved = {key: _to(value, device, own_dtype) for key, value in self.readable(inputs).items()}
+        stack = self._packed_stack(moved, extra, needs)
         reduced = dtype is not None and dtype != own_dtype and own_dtype == torch.float32
 
         def forward() -> Activations:
             with torch.autocast(device.type, dtype, enabled=reduced), recording(self.model, needs.qkv) as qkv:
-                outputs = self.model(**moved, **extra)
+                outputs = self._run(moved, extra, stack)
             return Activations.from_outputs(outputs, self.head, needs, qkv)
 
         source = next(value.device for value in inputs.values() if isinstance(value, Tensor))
@@ -76,6 +84,22 @@ class OnlineTeacher:
         answer.attentions = {index: weights.to(source) for index, weights in answer.attentions.items()}
         answer.qkv = {index: (q.to(source), k.to(source), v.to(source)) for index, (q, k, v) in answer.qkv.items()}
         return answer
+
+    def _run(self, inputs: Mapping[str, Any], arguments: Mapping[str, Any], stack: str | None) -> Any:
+        if stack:
+            return run_on_real_tokens(self.model, inputs, arguments, self.head, stack)
+        return self.model(**inputs, **arguments)
+
+    def _packed_stack(self, inputs: Mapping[str, Any], arguments: Mapping[str, Any], needs: Needs) -> str | None:
+        """The blocks that may run on real tokens alone, tried on the first rows of the first batch."""
+        if not self.packs or needs.attentions or needs.qkv:
+            return None
+        if self._stack is None:
+            first = {k: v[:2] if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
+            pad = getattr(self.config, "pad_token_id", None) or 0
+            inert = padding_is_inert(self.model, first, arguments, self.head, pad)
+            self._stack = (inert and find_stack(self.model, first, arguments, self.head)) or ""
+        return self._stack
 
     def load(self) -> None:
         """Be ready to answer.
