@@ -15,6 +15,7 @@ from hf_distill.heads import core_model
 from hf_distill.students.blocks import LayerChoice, choose_blocks
 from hf_distill.students.budget import parameter_budget, propose, where_parameters_go
 from hf_distill.students.build import fill
+from hf_distill.students.convolutional import has_stages, narrow_stages
 from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
 from hf_distill.students.other import from_config
 from hf_distill.students.rows import carry_vocabulary
@@ -89,6 +90,8 @@ def create_student(
         compression: How many times fewer parameters than the teacher. The shape is then proposed (`propose` in
             `hf_distill.students.budget`), uses 95 to 100 % of the budget, and is printed; dimensions that are given
             stay. If the widths cannot be carried over, the student starts from random weights, with a warning.
+            Convolutional stages (ResNet, ConvNeXt) keep their depths and become narrower by one factor
+            (`hf_distill.students.convolutional`).
         max_parameters: The most parameters instead.
         student_config: A config of any architecture with a head for this task, instead of everything above: the
             student is built from it, and what corresponds is carried over ([`from_config`] in
@@ -130,21 +133,13 @@ def create_student(
     }  # fmt: skip
     widths = {name: value for name, value in sizes.items() if value is not None}
     budget = parameter_budget(teacher, compression, max_parameters, max_mb)
+    if budget is not None and has_stages(teacher):
+        _refuse_beside_stages({**widths, **dict(filter(None, asked.values()))})
+        return narrow_stages(teacher, budget)
     if budget is not None:
-        depth = num_hidden_layers if layers is None else len(layers)
-        vocabulary = None if new_processing_class is None else len(new_processing_class.get_vocab())
-        widths, shape = propose(teacher, budget, widths, depth, vocabulary)
-        blocks = widths.pop("num_hidden_layers")
-        asked["layers"] = asked["layers"] or ("num_hidden_layers", blocks)
-        print(f"{blocks} blocks, {widths}: {where_parameters_go(shape)}")
+        widths, asked["layers"] = _proposed(teacher, budget, widths, asked["layers"], new_processing_class)
     _check_choices(teacher, asked, bool(widths) or new_processing_class is not None)
-    choices = [
-        (stack, _choices(teacher, stack, name, value, "uniform" if decoder else layer_choice, calibration))
-        for decoder, argument in enumerate(asked.values())
-        if argument
-        for name, value in [argument]
-        for stack in [find_stack(teacher, decoder=bool(decoder))]
-    ]
+    choices = _chosen(teacher, asked, layer_choice, calibration)
 
     def make(whole: Model) -> Model:
         student = _cut(whole, choices) if choices else whole
@@ -160,6 +155,32 @@ def create_student(
         if getattr(teacher, "hf_quantizer", None) is None:
             raise
     return make(_dequantized(teacher))
+
+
+def _proposed(
+    teacher: PreTrainedModel, budget: int, widths: Mapping[str, int], asked: tuple[str, Any] | None, vocabulary: Any
+) -> tuple[dict[str, int], tuple[str, Any]]:
+    """Widths and blocks within a budget; what was asked for stays. The shape is printed."""
+    depth = None if asked is None else asked[1] if "num_" in asked[0] else len(asked[1])
+    tokens = None if vocabulary is None else len(vocabulary.get_vocab())
+    found, shape = propose(teacher, budget, widths, depth, tokens)
+    blocks = found.pop("num_hidden_layers")
+    print(f"{blocks} blocks, {found}: {where_parameters_go(shape)}")
+    return found, asked or ("num_hidden_layers", blocks)
+
+
+def _chosen(
+    teacher: PreTrainedModel, asked: Mapping[str, tuple[str, Any] | None], layer_choice: LayerChoice,
+    calibration: Iterable[Mapping[str, Tensor]] | None,
+) -> list[tuple[Stack, list[tuple[int, ...]]]]:  # fmt: skip
+    """For each stack that is cut the blocks to keep, first and second choice."""
+    return [
+        (stack, _choices(teacher, stack, name, value, "uniform" if decoder else layer_choice, calibration))
+        for decoder, argument in enumerate(asked.values())
+        if argument
+        for name, value in [argument]
+        for stack in [find_stack(teacher, decoder=bool(decoder))]
+    ]
 
 
 def _cut(teacher: Model, choices: list[tuple[Stack, list[tuple[int, ...]]]]) -> Model:
@@ -236,6 +257,14 @@ def _refuse_beside_config(given: Mapping[str, Any]) -> None:
         raise ValueError(
             f"student_config says everything about the student, but {', '.join(others)} was given too. Set it in the "
             "config, or leave out student_config."
+        )
+
+
+def _refuse_beside_stages(given: Mapping[str, Any]) -> None:
+    if given:
+        raise ValueError(
+            f"{min(given)} is no dimension of a network of convolutional stages, whose widths all shrink by one "
+            "factor. Leave it out, or set hidden_sizes and depths in student_config=."
         )
 
 
