@@ -42,7 +42,8 @@ def narrow_stages(teacher: Model, budget: int) -> Model:
     chosen = _fit(teacher, whole, budget, step)
     config: Any = type(teacher.config).from_dict(_entries(teacher, chosen))
     config.name_or_path = ""
-    student: Any = type(teacher)(config).to(teacher.device, teacher.dtype)
+    student: Any = type(teacher)(config)
+    student = student.to(teacher.device, teacher.dtype)
     carried = _carry(student, teacher)
     total = sum(parameter.numel() for parameter in student.parameters())
     print(f"{total:,} parameters: stages of {list(config.hidden_sizes)} channels, {carried / total:.0%} carried over")

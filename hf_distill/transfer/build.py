@@ -63,7 +63,7 @@ def build_transfer_set(
         ['task', 'task', 'unlabelled']
     """
     columns = [input_columns] if isinstance(input_columns, str) else list(input_columns)
-    makers = {
+    makers: dict[str, Callable[..., list[Words]]] = {
         **AUGMENTATIONS,
         "replace_words": partial(replace_words, masked_lm=masked_lm, processing_class=masked_lm_processing_class),
         "neighbour_words": partial(neighbour_words, teacher=teacher, processing_class=processing_class),
