@@ -26,6 +26,8 @@ class Result:
         parameters: How many numbers the model holds.
         megabytes: Size of its weights on disk.
         latency_ms: Median answer time at batch 1.
+        above_chance: The same of the accuracy above chance, one value a seed.
+        held_out_agreement: Agreement on rows without labels, one value a seed.
         cross_entropy: Of a language model, in nats a token, one value a seed.
     """
 
@@ -37,6 +39,8 @@ class Result:
     megabytes: float | None = None
     latency_ms: float | None = None
     cross_entropy: list[float] = field(default_factory=list)
+    above_chance: list[float] = field(default_factory=list)
+    held_out_agreement: list[float] = field(default_factory=list)
 
 
 Cells = Callable[[Result], str]
@@ -64,7 +68,9 @@ COLUMNS: dict[str, Cells] = {
     "perplexity": lambda r: _spread([math.exp(value) for value in r.cross_entropy], 1),
     "accuracy %": lambda r: percent(r.accuracy),
     "retention %": lambda r: percent(r.retention),
+    "above chance %": lambda r: percent(r.above_chance),
     "agreement %": lambda r: percent(r.agreement),
+    "held-out agreement %": lambda r: percent(r.held_out_agreement),
     "parameters": lambda r: _number(r.parameters, 0),
     "MB": lambda r: _number(r.megabytes, 1),
     "ms": lambda r: _number(r.latency_ms, 2),

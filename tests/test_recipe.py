@@ -1,6 +1,7 @@
 """From a teacher and raw rows to a saved student: what is made, what is reused, what is refused."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from test_vocabulary import CORPUS, original
 from hf_distill import DistillationTrainer
 from hf_distill.recipes import STAGES, Stage, compress, job
 from hf_distill.recipes.reading import has_readable_states
-from hf_distill.students import trim_vocabulary
+from hf_distill.students import create, trim_vocabulary
+from hf_distill.students.width import UnprovedError
 from hf_distill.tasks import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -92,6 +94,30 @@ class TestCompress:
         assert trained == [str(tmp_path / "polish")]
         make(tmp_path, stages=(STAGES[0], softer), seed=1)
         assert len(trained) == 3
+
+    @pytest.mark.parametrize("drawn", [False, True])
+    def test_the_start_depends_on_the_seed_only_where_something_is_random(self, drawn, tmp_path, monkeypatch):
+        if drawn:
+
+            def unproved(*args, **kwargs):
+                raise UnprovedError("This is no model to carry over.")
+
+            monkeypatch.setattr(create, "narrow", unproved)
+        made = []
+        original_create = job.create_student
+
+        def counted(*args, **kwargs):
+            made.append(original_create(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(job, "create_student", counted)
+        starts = []
+        for seed in (0, 1, 1):
+            make(tmp_path, seed=seed, training_rows=8)
+            starts.append(weights(hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "start")))
+        assert len(made) == (2 if drawn else 1)
+        differ = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(starts)]
+        assert differ == [drawn, False]
 
     def test_an_interrupted_run_goes_on_and_ends_as_a_straight_one(self, tmp_path):
         straight = weights(make(tmp_path / "straight").student)

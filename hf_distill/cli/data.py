@@ -29,7 +29,7 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
     Raises:
         UserError: If there is no such dataset, or a split is empty.
     """
-    found = _load(source, config)
+    found = load_as_is(source, config)
     splits = {"train": found} if isinstance(found, Dataset) else dict(found)
     notes: list[str] = []
     if "train" not in splits:
@@ -53,7 +53,12 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
     return DatasetDict({"train": train, "validation": validation, "test": test}), notes
 
 
-def _load(source: str, config: str | None) -> Dataset | DatasetDict:
+def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
+    """A dataset with the splits that it has; for the arguments see [`load_splits`].
+
+    Raises:
+        UserError: If there is no such dataset.
+    """
     path = Path(source)
     try:
         if path.is_file():

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_distill.recipes.job import Compressed, Job
 from hf_distill.recipes.stages import Stage
+from hf_distill.transfer.build import AUGMENT
 
 # Chosen on the 1,000 validation rows of the movie sentences at 10x, one seed, 120,000 rows in the first stage (one
 # standard error is 1.2 points; the teacher had learned from these rows too). Accuracy and agreement in %:
@@ -38,6 +39,9 @@ def compress(
     unlabelled: Iterable[Any] | Dataset = (),
     exclude: Iterable[Any] | Dataset = (),
     augmented_rows: int | None = None,
+    augment: Sequence[str] = AUGMENT,
+    masked_lm: Any = None,
+    masked_lm_processing_class: Any = None,
     training_rows: int | None = None,
     stages: Sequence[Stage] = STAGES,
     input_columns: Sequence[str] | str | None = None,
@@ -74,6 +78,9 @@ def compress(
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.
         exclude: Rows that must not be learnt from, such as the texts of validation and test.
         augmented_rows: How many rows to make of the training rows; see [`build_transfer_set`]. Of images, the views.
+        augment: How they are made of texts; see [`build_transfer_set`]. `"neighbour_words"` asks the teacher.
+        masked_lm: For `"replace_words"` among them: a model with a masked-LM head, or its name or folder.
+        masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.
         training_rows: How many rows the student sees, in all stages together; by default 400,000, or of long texts as
             many as make 40 million tokens.
         stages: What it learns, in order.
@@ -100,6 +107,7 @@ def compress(
         compression=compression, max_parameters=max_parameters, max_mb=max_mb, student=student,
         vocabulary_size=vocabulary_size, unlabelled=unlabelled, exclude=exclude, augmented_rows=augmented_rows,
         input_columns=input_columns, label_column=label_column, max_length=max_length, min_confidence=min_confidence,
-        answers_dir=answers_dir, arguments=arguments, seed=seed,
+        answers_dir=answers_dir, arguments=arguments, seed=seed, augment=augment, masked_lm=masked_lm,
+        masked_lm_processing_class=masked_lm_processing_class,
     )  # fmt: skip
     return job.run()

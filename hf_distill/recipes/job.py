@@ -25,7 +25,7 @@ from hf_distill.teachers import OnlineTeacher
 from hf_distill.teachers.loading import has_fast_bf16
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
-from hf_distill.transfer.build import build_transfer_set
+from hf_distill.transfer.build import AUGMENT, build_transfer_set
 from hf_distill.transfer.judged import JudgedRows, Judgement, judge, word_ids
 from hf_distill.transfer.views import ImageRows
 
@@ -72,6 +72,9 @@ class Job:
     unlabelled: Any = ()
     exclude: Any = ()
     augmented_rows: int | None = None
+    augment: Sequence[str] = AUGMENT
+    masked_lm: Any = None
+    masked_lm_processing_class: Any = None
     input_columns: Sequence[str] | str | None = None
     label_column: str | None = None
     max_length: int | None = None
@@ -138,17 +141,20 @@ class Job:
     def start(self) -> tuple[Any, PreTrainedModel]:
         """Tokenizer and student, made now or before."""
         folder, settings = self.folder / "start", self._start_settings()
-        if is_done(folder, settings):
+        seeded = {**settings, "seed": self.seed}  # what a student with random weights depends on too
+        if is_done(folder, settings) or is_done(folder, seeded):
             tokenizer = None if self.task.kind == "image" else AutoTokenizer.from_pretrained(folder)
             return tokenizer or self.processing_class, type(self.student or self.teacher).from_pretrained(folder)
         begin(folder, settings)
-        set_seed(self.seed)  # for the part of a student that has random weights
+        set_seed(self.seed)
+        before = torch.get_rng_state()
         tokenizer, student = self._make()
+        drawn = not torch.equal(before, torch.get_rng_state())
         student = without_dropout(student).float()  # small steps are lost in half precision
         student.save_pretrained(folder)
         if self.task.kind != "image":
             tokenizer.save_pretrained(folder)
-        finish(folder, settings)
+        finish(folder, seeded if drawn else settings)
         return tokenizer, type(student).from_pretrained(folder)
 
     def _start_settings(self) -> dict[str, Any]:
@@ -197,7 +203,9 @@ class Job:
         """The transfer set, without labels."""
         return build_transfer_set(
             self.train_dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
-            augmented_rows=self.augmented_rows,
+            augmented_rows=self.augmented_rows, augment=self.augment, masked_lm=self.masked_lm,
+            masked_lm_processing_class=self.masked_lm_processing_class, teacher=self.teacher,
+            processing_class=self.processing_class,
         )  # fmt: skip
 
     @cached_property

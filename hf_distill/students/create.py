@@ -5,18 +5,26 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_distill.heads import core_model
-from hf_distill.students.blocks import LayerChoice, choose_blocks
+from hf_distill.students.blocks import LayerChoice
 from hf_distill.students.budget import parameter_budget, propose, where_parameters_go
 from hf_distill.students.build import fill
-from hf_distill.students.depth import Cut, Stack, find_stack, skeleton, sources
+from hf_distill.students.convolutional import has_stages, narrow_stages
+from hf_distill.students.depth import Cut, Stack, skeleton, sources
 from hf_distill.students.other import from_config
+from hf_distill.students.requests import (
+    argument,
+    check_choices,
+    check_processing_classes,
+    check_teacher,
+    chosen_blocks,
+    refuse_beside_config,
+    refuse_beside_stages,
+)
 from hf_distill.students.rows import carry_vocabulary
 from hf_distill.students.shapes import narrowed_entries
 from hf_distill.students.width import UnprovedError, narrow
@@ -89,6 +97,8 @@ def create_student(
         compression: How many times fewer parameters than the teacher. The shape is then proposed (`propose` in
             `hf_distill.students.budget`), uses 95 to 100 % of the budget, and is printed; dimensions that are given
             stay. If the widths cannot be carried over, the student starts from random weights, with a warning.
+            Convolutional stages (ResNet, ConvNeXt) keep their depths and become narrower by one factor
+            (`hf_distill.students.convolutional`).
         max_parameters: The most parameters instead.
         student_config: A config of any architecture with a head for this task, instead of everything above: the
             student is built from it, and what corresponds is carried over ([`from_config`] in
@@ -110,10 +120,10 @@ def create_student(
         >>> bool((blocks[0][0].output.dense.weight == blocks[1][2].output.dense.weight).all())
         True
     """
-    _check_teacher(teacher)
-    _check_processing_classes(processing_class, new_processing_class)
+    check_teacher(teacher)
+    check_processing_classes(processing_class, new_processing_class)
     if student_config is not None:
-        _refuse_beside_config({name: x for name, x in locals().items() if x is not None and x != "uniform"})
+        refuse_beside_config({name: x for name, x in locals().items() if x is not None and x != "uniform"})
         return from_config(teacher, student_config)  # type: ignore[return-value]
     if layers is not None and layer_choice != "uniform":
         raise ValueError(
@@ -121,8 +131,8 @@ def create_student(
         )
     calibration = None if calibration is None else list(calibration)  # read more than once
     asked = {
-        "layers": _argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
-        "decoder_layers": _argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
+        "layers": argument(("num_hidden_layers", num_hidden_layers), ("layers", layers)),
+        "decoder_layers": argument(("num_decoder_layers", num_decoder_layers), ("decoder_layers", decoder_layers)),
     }
     sizes = {
         "hidden_size": hidden_size, "intermediate_size": intermediate_size,
@@ -130,21 +140,13 @@ def create_student(
     }  # fmt: skip
     widths = {name: value for name, value in sizes.items() if value is not None}
     budget = parameter_budget(teacher, compression, max_parameters, max_mb)
+    if budget is not None and has_stages(teacher):
+        refuse_beside_stages({**widths, **dict(filter(None, asked.values()))})
+        return narrow_stages(teacher, budget)
     if budget is not None:
-        depth = num_hidden_layers if layers is None else len(layers)
-        vocabulary = None if new_processing_class is None else len(new_processing_class.get_vocab())
-        widths, shape = propose(teacher, budget, widths, depth, vocabulary)
-        blocks = widths.pop("num_hidden_layers")
-        asked["layers"] = asked["layers"] or ("num_hidden_layers", blocks)
-        print(f"{blocks} blocks, {widths}: {where_parameters_go(shape)}")
-    _check_choices(teacher, asked, bool(widths) or new_processing_class is not None)
-    choices = [
-        (stack, _choices(teacher, stack, name, value, "uniform" if decoder else layer_choice, calibration))
-        for decoder, argument in enumerate(asked.values())
-        if argument
-        for name, value in [argument]
-        for stack in [find_stack(teacher, decoder=bool(decoder))]
-    ]
+        widths, asked["layers"] = _proposed(teacher, budget, widths, asked["layers"], new_processing_class)
+    check_choices(teacher, asked, bool(widths) or new_processing_class is not None)
+    choices = chosen_blocks(teacher, asked, layer_choice, calibration)
 
     def make(whole: Model) -> Model:
         student = _cut(whole, choices) if choices else whole
@@ -160,6 +162,18 @@ def create_student(
         if getattr(teacher, "hf_quantizer", None) is None:
             raise
     return make(_dequantized(teacher))
+
+
+def _proposed(
+    teacher: PreTrainedModel, budget: int, widths: Mapping[str, int], asked: tuple[str, Any] | None, vocabulary: Any
+) -> tuple[dict[str, int], tuple[str, Any]]:
+    """Widths and blocks within a budget; what was asked for stays. The shape is printed."""
+    depth = None if asked is None else asked[1] if "num_" in asked[0] else len(asked[1])
+    tokens = None if vocabulary is None else len(vocabulary.get_vocab())
+    found, shape = propose(teacher, budget, widths, depth, tokens)
+    blocks = found.pop("num_hidden_layers")
+    print(f"{blocks} blocks, {found}: {where_parameters_go(shape)}")
+    return found, asked or ("num_hidden_layers", blocks)
 
 
 def _cut(teacher: Model, choices: list[tuple[Stack, list[tuple[int, ...]]]]) -> Model:
@@ -178,34 +192,6 @@ def _cut(teacher: Model, choices: list[tuple[Stack, list[tuple[int, ...]]]]) -> 
     return student.eval()
 
 
-def _check_teacher(teacher: PreTrainedModel) -> None:
-    if core_model(teacher) is not teacher:
-        raise ValueError(
-            f"create_student needs the model itself, got one wrapped by PEFT ({type(teacher).__name__}). Merge the "
-            "adapter first: teacher.merge_and_unload()."
-        )
-    if not isinstance(teacher, PreTrainedModel):
-        raise ValueError(
-            f"create_student needs a Transformers model, got {type(teacher).__name__}. Load a name or path with the "
-            "AutoModelFor... class of its task, and unwrap a compiled or parallel model."
-        )
-
-
-def _check_choices(teacher: PreTrainedModel, asked: Mapping[str, tuple[str, Any] | None], other_cuts: bool) -> None:
-    if not any(asked.values()) and not other_cuts:
-        raise ValueError(
-            "create_student needs to know what to keep, got neither num_hidden_layers nor layers. Pass one of them, "
-            "for the decoder of an encoder-decoder num_decoder_layers or decoder_layers, a width (hidden_size, ...), "
-            "new_processing_class, or a budget (compression, max_parameters, max_mb)."
-        )
-    if asked["decoder_layers"] and not teacher.config.is_encoder_decoder:
-        name = asked["decoder_layers"][0]
-        raise ValueError(
-            f"{name} is for encoder-decoders, but {type(teacher).__name__} is none. Pass num_hidden_layers or layers "
-            "instead."
-        )
-
-
 def _narrow(
     teacher: Model, widths: Mapping[str, int], calibration: Iterable[Mapping[str, Tensor]] | None, or_random: bool
 ) -> Model:
@@ -219,76 +205,6 @@ def _narrow(
     config.name_or_path = ""
     student: Any = type(teacher)(config)
     return student.to(teacher.device, teacher.dtype).eval()
-
-
-def _check_processing_classes(old: Any, new: Any) -> None:
-    if (old is None) != (new is None):
-        given, missing = ("processing_class", "new_processing_class")[:: 1 if new is None else -1]
-        raise ValueError(
-            f"{given} was given without {missing}. The rows of a trimmed vocabulary are found by token, so both are "
-            "needed: the teacher's tokenizer and what trim_vocabulary made of it."
-        )
-
-
-def _refuse_beside_config(given: Mapping[str, Any]) -> None:
-    others = sorted(set(given) - {"teacher", "student_config"})
-    if others:
-        raise ValueError(
-            f"student_config says everything about the student, but {', '.join(others)} was given too. Set it in the "
-            "config, or leave out student_config."
-        )
-
-
-def _argument(*pair: tuple[str, int | Sequence[int] | None]) -> tuple[str, int | Sequence[int]] | None:
-    given = [(name, value) for name, value in pair if value is not None]
-    if len(given) > 1:
-        raise ValueError(
-            f"Both {given[0][0]}={given[0][1]!r} and {given[1][0]}={given[1][1]!r} say which blocks to keep. Pass one "
-            "of them."
-        )
-    return given[0] if given else None
-
-
-def _choices(
-    teacher: PreTrainedModel, stack: Stack, name: str, value: int | Sequence[int], choice: LayerChoice,
-    calibration: Iterable[Mapping[str, Tensor]] | None,
-) -> list[tuple[int, ...]]:  # fmt: skip
-    """The blocks to keep; for a number also the second choice."""
-    if "num_" not in name:
-        return [_checked(stack, name, value)]
-    if not _is_int(value) or not 1 <= value <= stack.depth:  # type: ignore[operator]
-        raise ValueError(
-            f"{name} must be a whole number from 1 to {stack.depth}, the depth of the teacher, got {value!r}. Pass "
-            "one of those, or the blocks themselves."
-        )
-    blocks = choose_blocks(teacher, stack.depth, value, choice, calibration)  # type: ignore[arg-type]
-    return [blocks, (0, *blocks[1:])]
-
-
-def _checked(stack: Stack, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
-    blocks = () if isinstance(value, (int, str)) else tuple(value)
-    last = stack.depth - 1
-    if not blocks or not all(_is_int(block) for block in blocks):
-        raise ValueError(
-            f"{name} must be a list of block numbers from 0 to {last}, got {value!r}. To give only their number, use "
-            f"num_{name if name.startswith('decoder') else 'hidden_layers'}."
-        )
-    outside = [block for block in blocks if not 0 <= block <= last]
-    if outside:
-        raise ValueError(
-            f"{name}={list(blocks)} asks for block {outside[0]}, but the teacher has blocks 0 to {last}. Count "
-            "from 0; negative numbers are not taken."
-        )
-    if any(a >= b for a, b in pairwise(blocks)):
-        raise ValueError(
-            f"{name} must name every block once and in increasing order, got {list(blocks)}. Use "
-            f"{sorted(set(blocks))}."
-        )
-    return blocks
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _dequantized(teacher: Model) -> Model:

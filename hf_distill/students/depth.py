@@ -71,7 +71,7 @@ def find_stack(teacher: PreTrainedModel, decoder: bool = False) -> Stack:
     what = "decoder blocks" if decoder else "blocks"
     raise ValueError(
         f"{type(teacher).__name__} has no list of {what} whose length its config counts (blocks that share one set "
-        "of weights, as ALBERT's, are none). Build the student with type(teacher)(config) and copy weights yourself."
+        "of weights, as ALBERT's, are none). Pass student_config=, a smaller config of this architecture."
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_distill.students.spaces import Prober, Space, axes_of
+from hf_distill.students.layouts import Space
+from hf_distill.students.spaces import Prober, axes_of
 
 
 def importance(

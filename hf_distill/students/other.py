@@ -72,7 +72,10 @@ def _bare(model: PreTrainedModel, name: str) -> str:
 @torch.no_grad()
 def _embeddings(student: Any, teacher: Any) -> set[str]:
     """The names of the input embedding table, if it was filled with principal components."""
-    ours, theirs = student.get_input_embeddings(), teacher.get_input_embeddings()
+    try:
+        ours, theirs = student.get_input_embeddings(), teacher.get_input_embeddings()
+    except NotImplementedError:  # a model of images
+        return set()
     if not isinstance(ours, nn.Embedding) or not isinstance(theirs, nn.Embedding):
         return set()
     rows, width = ours.weight.shape

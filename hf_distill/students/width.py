@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from hf_distill.students.build import Kept, built, resized, tensors
 from hf_distill.students.importance import importance
+from hf_distill.students.layouts import Kind, Space
 from hf_distill.students.shapes import heads_of, narrowed_entries
-from hf_distill.students.spaces import Kind, Prober, Space, axes_of, is_norm, unchanged
+from hf_distill.students.spaces import Prober, axes_of, is_norm, unchanged
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

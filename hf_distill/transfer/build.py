@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
 from hf_distill.transfer.augment import AUGMENTATIONS, Words
+from hf_distill.transfer.replace import neighbour_words, replace_words
 
+AUGMENT = ("recombine", "drop_words")
 SOURCE = "source"  # the column that tells where a row is from
 
 
@@ -18,10 +21,14 @@ def build_transfer_set(
     input_columns: Sequence[str] | str,
     *,
     unlabelled: Iterable[Any] | Dataset = (),
-    augment: Sequence[str] = ("recombine", "drop_words"),
+    augment: Sequence[str] = AUGMENT,
     augmented_rows: int | None = None,
     exclude: Iterable[Any] = (),
     seed: int = 0,
+    masked_lm: Any = None,
+    masked_lm_processing_class: Any = None,
+    teacher: Any = None,
+    processing_class: Any = None,
 ) -> Dataset:
     """The task's own rows, unlabelled ones, and new ones made of the task's: texts for the teacher to judge.
 
@@ -32,16 +39,22 @@ def build_transfer_set(
         input_columns: The column of texts or of lists of words, or the two columns of a pair.
         unlabelled: More rows: texts (or lists of words, or pairs) or a dataset with these columns.
         augment: How new rows are made, in equal parts: `"recombine"`, `"drop_words"`
-            (`hf_distill.transfer.augment`). Of a pair one text is new, the other a task row's.
+            (`hf_distill.transfer.augment`), `"replace_words"` by a masked language model's, `"neighbour_words"` by the
+            teacher's embeddings (`hf_distill.transfer.replace`; TinyBERT, Jiao et al., 2020). Of a pair one text is
+            new, the other a task row's.
         augmented_rows: How many; by default five times the task's rows, 40,000 at most.
         exclude: Rows that must not be in it, such as the texts of validation and test splits.
         seed: The same seed makes the same rows.
+        masked_lm: For `"replace_words"`: a model with a masked-LM head, or its name or folder.
+        masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.
+        teacher: For `"neighbour_words"`: the model whose input embeddings tell which words are alike.
+        processing_class: Its tokenizer.
 
     Returns:
         A dataset with the input columns and `source`: `"task"`, `"unlabelled"` or the name of the augmentation.
 
     Raises:
-        ValueError: If a column or an augmentation is unknown.
+        ValueError: If a column or an augmentation is unknown, or the model is missing that it needs.
 
     Example:
         >>> rows = Dataset.from_dict({"text": ["a fine film, if long", "too loud"], "label": [1, 0]})
@@ -50,14 +63,19 @@ def build_transfer_set(
         ['task', 'task', 'unlabelled']
     """
     columns = [input_columns] if isinstance(input_columns, str) else list(input_columns)
-    _check(dataset, columns, augment)
+    makers: dict[str, Callable[..., list[Words]]] = {
+        **AUGMENTATIONS,
+        "replace_words": partial(replace_words, masked_lm=masked_lm, processing_class=masked_lm_processing_class),
+        "neighbour_words": partial(neighbour_words, teacher=teacher, processing_class=processing_class),
+    }
+    _check(dataset, columns, augment, makers)
     task = _rows(dataset, columns)
     _require_texts("The dataset", task, task[0][0], columns)
     more, held_out = _rows(unlabelled, columns), _rows(exclude, columns)
     _require_texts("unlabelled", more, task[0][0], columns)
     _require_texts("exclude", held_out, task[0][0], columns)
     number = min(5 * len(task), 40_000) if augmented_rows is None else augmented_rows
-    made = _augmented(task, augment, number, seed)
+    made = _augmented(task, {name: makers[name] for name in augment}, number, seed)
     seen = {_key(row) for row in held_out}
     rows: list[tuple[Any, ...]] = []
     sources: list[str] = []
@@ -74,13 +92,13 @@ def build_transfer_set(
     return Dataset.from_dict({**content, SOURCE: sources}, features)
 
 
-def _check(dataset: Dataset, columns: Sequence[str], augment: Sequence[str]) -> None:
+def _check(dataset: Dataset, columns: Sequence[str], augment: Sequence[str], makers: Mapping[str, Any]) -> None:
     missing = [name for name in columns if name not in dataset.column_names]
     if missing or not 1 <= len(columns) <= 2:
         raise ValueError(f"input_columns={list(columns)} must be one or two columns of {dataset.column_names}.")
-    unknown = [name for name in augment if name not in AUGMENTATIONS]
+    unknown = [name for name in augment if name not in makers]
     if unknown:
-        raise ValueError(f"augment must name some of {tuple(AUGMENTATIONS)}, got {unknown[0]!r}.")
+        raise ValueError(f"augment must name some of {tuple(makers)}, got {unknown[0]!r}.")
     if not len(dataset):
         raise ValueError("The dataset has no rows to start from.")
 
@@ -108,16 +126,16 @@ def _require_texts(what: str, rows: Sequence[tuple[Any, ...]], like: Any, column
 
 
 def _augmented(
-    task: Sequence[tuple[Any, ...]], augment: Sequence[str], number: int, seed: int
+    task: Sequence[tuple[Any, ...]], augment: Mapping[str, Callable[..., list[Words]]], number: int, seed: int
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:
     """New rows by each augmentation; of pairs the one text is new where the other stays."""
     parts = []
-    for k, name in enumerate(augment):
+    for k, (name, make) in enumerate(augment.items()):
         share = number // len(augment) + (k < number % len(augment))
         sides = []
         for side in range(len(task[0])):
             words = [row[side].split() if isinstance(row[side], str) else list(row[side]) for row in task]
-            sides.append([_joined(made, task[0][side]) for made in AUGMENTATIONS[name](words, share, seed + side)])
+            sides.append([_joined(made, task[0][side]) for made in make(words, share, seed + side)])
         rows = [tuple(row) for row in zip(*sides, strict=True)]
         if len(sides) == 2:
             draw = random.Random(seed)

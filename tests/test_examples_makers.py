@@ -1,0 +1,100 @@
+"""The makers of the examples' larger datasets, on small sources."""
+
+import gzip
+import struct
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+
+DATA = Path(__file__).parent.parent / "examples" / "data"
+
+
+@pytest.fixture
+def maker(monkeypatch):
+    monkeypatch.syspath_prepend(str(DATA))
+    return import_module
+
+
+@pytest.fixture
+def brown(maker):
+    return maker("make_brown_tags")
+
+
+@pytest.fixture
+def fashion(maker):
+    return maker("make_fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    ("tag", "simple"),
+    [("np$", "np"), ("nn-tl", "nn"), ("do*", "do"), ("ppss+bem", "ppss"), ("--", "other"), ("*-hl", "other")],
+)
+def test_a_tag_is_cut_at_its_endings(brown, tag, simple):
+    assert brown.simple_tag(tag) == simple
+
+
+def test_a_line_is_a_sentence_and_a_word_may_hold_a_slash(brown):
+    text = "\n\n\tThe/at jury's/nn$-tl ./.\n\n\t1/2/cd \n"
+    assert brown.read_sentences(text) == [[("The", "at"), ("jury's", "nn"), (".", ".")], [("1/2", "cd")]]
+
+
+def test_no_document_is_on_two_sides(brown):
+    names = [f"c{i:03}" for i in range(500)]
+    parts = brown.split_documents(names)
+    assert {split: len(part) for split, part in parts.items()} == {"test": 50, "validation": 50, "train": 400}
+    assert sorted(name for part in parts.values() for name in part) == names
+    assert brown.split_documents(names[::-1]) == parts
+
+
+def test_the_tags_are_written_with_their_names(brown, monkeypatch, tmp_path):
+    source = tmp_path / "package"
+    source.mkdir()
+    (source / "README").write_text("no/nn document/nn")
+    for i in range(500):
+        (source / f"c{chr(ord('a') + i // 50)}{i % 50:02}").write_text(f"Word{i}/nn ./.\n", encoding="latin-1")
+    monkeypatch.setattr(sys, "argv", ["", str(source), str(tmp_path / "out")])
+    brown.main()
+    data = load_from_disk(tmp_path / "out")
+    assert {split: len(part) for split, part in data.items()} == {"train": 400, "validation": 50, "test": 50}
+    assert data["test"].features["tags"].feature.names == [".", "nn"]
+    assert {tuple(row["tags"]) for row in data["train"]} == {(1, 0)}
+    assert len({row["words"][0] for part in data.values() for row in part}) == 500
+
+
+def test_a_folder_without_the_corpus_is_refused(brown, tmp_path):
+    with pytest.raises(SystemExit, match=r"holds 0 documents .* has 500"):
+        brown.brown_tags(tmp_path)
+
+
+def write_idx(file, values):
+    header = b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    file.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def test_images_and_classes_come_out_as_they_were(fashion, monkeypatch, tmp_path):
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(256, size=(14, 28, 28), dtype=np.uint8), np.arange(14, dtype=np.uint8) % 10
+    for split, part in {"train": slice(0, 10), "t10k": slice(10, 14)}.items():
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", images[part])
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", labels[part])
+    data = fashion.fashion_mnist(tmp_path, validation=3)
+    data.save_to_disk(tmp_path / "out")
+    data = load_from_disk(tmp_path / "out")
+    assert {split: len(part) for split, part in data.items()} == {"train": 7, "validation": 3, "test": 4}
+    rows = [row for split in ("train", "validation", "test") for row in data[split]]
+    assert np.array_equal(np.stack([np.asarray(row["image"]) for row in rows]), images)
+    assert [row["label"] for row in rows] == labels.tolist()
+    assert {row["image"].mode for row in rows} == {"L"}
+    assert data["test"].features["label"].names[9] == "Ankle boot"
+
+
+def test_another_or_a_missing_file_is_refused(fashion, tmp_path):
+    with pytest.raises(SystemExit, match="is missing"):
+        fashion.fashion_mnist(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x0d\x01abcd"))
+    with pytest.raises(SystemExit, match="no IDX file"):
+        fashion.fashion_mnist(tmp_path)
