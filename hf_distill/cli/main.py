@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 
 import datasets
 import transformers
+from safetensors import SafetensorError
 
 from hf_distill.cli.errors import UserError
 from hf_distill.cli.flags import parse
 from hf_distill.cli.job import Job
 from hf_distill.cli.parts import COMMANDS
+from hf_distill.writing import alone_in
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -33,13 +37,24 @@ def main(argv: list[str] | None = None) -> int:
         datasets.disable_progress_bars()
         logging.getLogger("datasets").setLevel(logging.ERROR)
         with redirect_stdout(sys.stderr if flags.json else sys.stdout):
-            result = COMMANDS[command](Job(flags, given, partial(print, flush=True)))
+            job = Job(flags, given, partial(print, flush=True))
+            with alone_in(job.folder):
+                result = COMMANDS[command](job)
         if flags.json:
             print(json.dumps(result, indent=2, default=str))
     except KeyboardInterrupt:
         print("hf-distill: interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
-    except (UserError, ValueError, ImportError, OSError) as error:
+    except (UserError, ValueError, ImportError, OSError, SafetensorError) as error:
         print(f"hf-distill: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
+    except RuntimeError:  # of a full disk torch.save says only that it could not go on
+        if not _is_full(flags.output_dir):
+            raise
+        print(f"hf-distill: no space left on the disk of {flags.output_dir}.", file=sys.stderr)
+        return FAILED
     return 0
+
+
+def _is_full(folder: str) -> bool:
+    return Path(folder).exists() and shutil.disk_usage(folder).free < 2**20
