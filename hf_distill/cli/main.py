@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
 import sys
 from contextlib import redirect_stdout
 from functools import partial
-from pathlib import Path
 
 import datasets
 import transformers
@@ -21,6 +21,7 @@ from hf_distill.cli.parts import COMMANDS
 from hf_distill.writing import alone_in
 
 FAILED, INTERRUPTED = 1, 130
+NO_SPACE = "No space is left on the disk of {}. Make some, and run the same command again: it goes on where it was."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         0 if it is done, 1 if something has to be mended first (said in one line on stderr), 2 for a wrong flag, 130
         if it was interrupted; run again, it goes on.
     """
+    job = None
     try:
         command, flags, given = parse(sys.argv[1:] if argv is None else argv)
         transformers.logging.set_verbosity_error()
@@ -46,15 +48,22 @@ def main(argv: list[str] | None = None) -> int:
         print("hf-distill: interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
     except (UserError, ValueError, ImportError, OSError, SafetensorError) as error:
-        print(f"hf-distill: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except RuntimeError:  # of a full disk torch.save says only that it could not go on
-        if not _is_full(flags.output_dir):
+        return _failed(NO_SPACE.format(flags.output_dir) if _is_full(error, job) else str(error))
+    except RuntimeError as error:
+        if not _is_full(error, job):
             raise
-        print(f"hf-distill: no space left on the disk of {flags.output_dir}.", file=sys.stderr)
-        return FAILED
+        return _failed(NO_SPACE.format(flags.output_dir))
     return 0
 
 
-def _is_full(folder: str) -> bool:
-    return Path(folder).exists() and shutil.disk_usage(folder).free < 2**20
+def _failed(text: str) -> int:
+    print(f"hf-distill: {' '.join(text.split())}", file=sys.stderr)
+    return FAILED
+
+
+def _is_full(error: Exception, job: Job | None) -> bool:
+    """Whether a disk is full, of which safetensors and torch.save say only that they could not go on."""
+    if job is None or isinstance(error, OSError):
+        return job is not None and getattr(error, "errno", None) == errno.ENOSPC
+    written = isinstance(error, (RuntimeError, SafetensorError))
+    return written and job.folder.exists() and shutil.disk_usage(job.folder).free < 2**20

@@ -206,7 +206,8 @@ def absorbed(similarity: ClassSimilarity, roles: Mapping[str, str]) -> Figure | 
     for axis, name in zip(panels, students, strict=True):
         own = given[name]
         axis.plot(ends, ends, color="#9aa5b1", lw=1, ls="--")
-        axis.scatter([max(v, least) for v in taught], [max(v, least) for v in own], s=9, alpha=0.6,
+        size = 9 if len(indices) > 30 else 25
+        axis.scatter([max(v, least) for v in taught], [max(v, least) for v in own], s=size, alpha=0.6,
                      color=COLOURS[roles[name]], linewidths=0)  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("log")

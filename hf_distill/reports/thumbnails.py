@@ -35,7 +35,9 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
         raise ValueError(f"An image has two or three axes, got the shape {pixels.shape}.")
     if pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)
-    return pixels[:, :, :3] if pixels.shape[2] in (3, 4) else pixels.mean(2, keepdims=True)
+    if pixels.shape[2] in (1, 3, 4):
+        return pixels[:, :, :3]
+    return pixels.mean(2, keepdims=True).astype(pixels.dtype)
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:
