@@ -135,7 +135,7 @@ def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | 
             axes.barh(y, max(0.0, 0.58 - left), 0.7, left=left, color=REST)
             _words(axes, 0.6, y, example, answer, colours)
     axes.set_xlim(0, 1.12)
-    axes.set_ylim(len(examples) * lines - 0.7, -0.8)
+    axes.set_ylim(len(examples) * lines - (lines - len(models) - 0.8), -1.8 if examples[0].picture else -0.8)
     axes.axis("off")
     return figure
 
@@ -147,7 +147,7 @@ def _thumbnail(axes: Axes, y: float, picture: str) -> None:
 
     pixels = imread(BytesIO(b64decode(picture.partition(",")[2])), format="png")
     image = OffsetImage(pixels, zoom=24 / max(pixels.shape[:2]), cmap="gray", interpolation="nearest")
-    axes.add_artist(AnnotationBbox(image, (0, y), box_alignment=(0, 0.6), frameon=False, pad=0))
+    axes.add_artist(AnnotationBbox(image, (0, y), box_alignment=(0, 0.22), frameon=False, pad=0))
 
 
 def _words(
