@@ -205,7 +205,7 @@ def check_length(student: Any, teacher: Any, tokenizer: Any) -> None:
         ValueError: If the teacher's maximum length is below the student's and no tokenizer limit keeps the inputs
             short.
     """
-    ours, theirs = _maximum_length(student), _maximum_length(teacher)
+    ours, theirs = maximum_length(student), maximum_length(teacher)
     if ours is None or theirs is None or theirs >= ours:
         return
     limit = getattr(tokenizer, "model_max_length", None)
@@ -219,7 +219,8 @@ def check_length(student: Any, teacher: Any, tokenizer: Any) -> None:
     )
 
 
-def _maximum_length(config: Any) -> int | None:
+def maximum_length(config: Any) -> int | None:
+    """How many tokens a model has positions for; `None` where its config sets no limit."""
     config = config.get_text_config()
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if not isinstance(length, int) or length <= 0:

@@ -1,4 +1,4 @@
-"""A student as ONNX, in float32 and in int8, and what the files are worth: parity, size, speed.
+"""A student as ONNX, in float32 and in int8; `exported` says what the files are worth.
 
 Needs the extra `export`.
 """
@@ -11,14 +11,11 @@ import io
 import logging
 import os
 import shutil
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -26,7 +23,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_distill.exported import Batch, ExportedStudent, measure, refuse_wrong
 from hf_distill.heads import forward_parameters, head_of
+from hf_distill.writing import whole_folder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONNX, INT8 = "onnx", "int8"
@@ -36,34 +35,6 @@ _PROCESSING_FILES = (
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
     "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-# Of a float32 graph; a part of the largest logit where that is above 1.
-_TOLERANCE = 1e-3
-_WARMUP = 10
-
-Batch = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ExportedStudent:
-    """One exported file, run by ONNX Runtime on the CPU and compared with the student that it was made from.
-
-    Args:
-        folder: Where it lies; `transformers.exporters.ExportedModel.from_pretrained(folder)` loads it.
-        max_difference: Largest absolute difference of a logit to the student's.
-        agreement: Share of positions whose largest logit is the student's too.
-        megabytes: Size of graph and weights in MB (10^6 bytes).
-        p50_ms: Median answer time for one row.
-        student_p50_ms: The same of the student in PyTorch, measured in turn with it.
-        threads: Threads of one answer.
-    """
-
-    folder: Path
-    max_difference: float
-    agreement: float
-    megabytes: float
-    p50_ms: float
-    student_p50_ms: float
-    threads: int
 
 
 def export_student(
@@ -109,12 +80,12 @@ def export_student(
     batches = [_readable(model, batch) for batch in (made_up_inputs(model) if inputs is None else inputs)]
     if not batches or not batches[0]:
         raise ValueError("export_student needs at least one batch of inputs that the student's forward takes.")
-    with _unfinished(output) as whole:
+    with whole_folder(output) as whole:
         names = _write(model, batches, whole, int8)
         for name in names if isinstance(student, (str, os.PathLike)) else ():
             _copy_processing_files(Path(student), whole / name)  # type: ignore[arg-type]
-        measured = _measure(model, batches, {name: whole / name for name in names}, runs, threads)
-        _refuse_wrong(model, measured[ONNX], batches)
+        measured = measure(model, batches, {name: whole / name for name in names}, runs, threads)
+        refuse_wrong(model, measured[ONNX], batches)
     return {name: replace(result, folder=output / name) for name, result in measured.items()}
 
 
@@ -139,25 +110,6 @@ def made_up_inputs(model: PreTrainedModel) -> list[dict[str, Tensor]]:
         mask[0, length // 2 + 1 :] = 0 if rows > 1 else 1
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
-
-
-@contextlib.contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    """A folder that takes the place of `output` when all has gone well, and is gone when not."""
-    missing = [parent for parent in output.parents if not parent.exists()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-            whole = Path(scratch) / "export"
-            yield whole
-            if output.exists():
-                os.rename(output, Path(scratch) / "old")
-            os.rename(whole, output)
-    except BaseException:
-        for parent in missing:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                parent.rmdir()
-        raise
 
 
 def _require_packages() -> None:
@@ -248,84 +200,6 @@ def _free_axes(name: str, value: Tensor) -> range:
     if name.startswith("pixel"):
         return range(1)
     return range(min(2, value.ndim)) if value.is_floating_point() else range(value.ndim)
-
-
-def _measure(
-    model: PreTrainedModel, batches: list[dict[str, Tensor]], folders: Mapping[str, Path], runs: int, threads: int
-) -> dict[str, ExportedStudent]:
-    sessions = {name: _session(folder / "model.onnx", threads) for name, folder in folders.items()}
-    with torch.inference_mode():
-        expected = [_logits(model(**batch)) for batch in batches]
-        answers = {name: [run(batch) for batch in batches] for name, run in sessions.items()}
-        rows = [{k: v[:1] for k, v in batch.items()} for batch in batches]
-        times = _times({"student": lambda batch: model(**batch), **sessions}, rows, runs, threads)
-    results = {}
-    for name, folder in folders.items():
-        pairs = [
-            pair
-            for ours, theirs in zip(answers[name], expected, strict=True)
-            for pair in zip(ours, theirs, strict=True)
-        ]
-        same = torch.cat([(ours.argmax(-1) == theirs.argmax(-1)).flatten() for ours, theirs in pairs])
-        results[name] = ExportedStudent(
-            folder=folder,
-            max_difference=max((ours - theirs).abs().max().item() for ours, theirs in pairs),
-            agreement=same.double().mean().item(),
-            megabytes=sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6,
-            p50_ms=times[name],
-            student_p50_ms=times["student"],
-            threads=threads,
-        )
-    return results
-
-
-def _refuse_wrong(model: PreTrainedModel, result: ExportedStudent, batches: list[dict[str, Tensor]]) -> None:
-    with torch.inference_mode():
-        scale = max(logits.abs().max().item() for batch in batches for logits in _logits(model(**batch)))
-    if not result.max_difference <= _TOLERANCE * max(1.0, scale):  # NaN is wrong too
-        raise ValueError(
-            f"The exported {type(model).__name__} answers otherwise than the student: logits differ by "
-            f"{result.max_difference:.2g}, up to {_TOLERANCE * max(1.0, scale):.2g} was expected. Nothing was written."
-        )
-
-
-def _session(path: Path, threads: int) -> Callable[[Batch], list[Tensor]]:
-    """A function from a batch to the graph's logits."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = [entry.name for entry in session.get_inputs()]
-    outputs = [entry.name for entry in session.get_outputs() if entry.name.endswith("logits")]
-
-    def run(batch: Batch) -> list[Tensor]:
-        answer = session.run(outputs, {name: batch[name].numpy() for name in inputs})
-        return [torch.from_numpy(logits) for logits in answer]
-
-    return run
-
-
-def _logits(outputs: Any) -> list[Tensor]:
-    return [value for name, value in outputs.items() if name.endswith("logits")]
-
-
-def _times(
-    models: Mapping[str, Callable[[Batch], Any]], rows: list[dict[str, Tensor]], runs: int, threads: int
-) -> dict[str, float]:
-    """Median milliseconds of each, taken in turn so that the machine's moods meet all alike."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for run in range(_WARMUP + runs):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(rows[run % len(rows)])
-                times[name].append((time.perf_counter() - start) * 1e3)
-    finally:
-        torch.set_num_threads(before)
-    return {name: median(values[_WARMUP:]) for name, values in times.items()}
 
 
 def _copy_processing_files(source: Path, folder: Path) -> None:

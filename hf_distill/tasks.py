@@ -86,6 +86,11 @@ class Task:
                 "can be prepared here. Tokenise the data yourself and use DistillationTrainer."
             )
         config = core_model(model).config
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{type(core_model(model)).__name__} is an encoder-decoder, which cannot be distilled here. Fine-tune "
+                "an encoder or a decoder-only model for the task, and take that as the teacher."
+            )
         if config.problem_type == "multi_label_classification":
             raise ValueError(
                 "The teacher gives several labels a row, whose data cannot be prepared here. Tokenise the data "
@@ -115,14 +120,18 @@ class Task:
             dataset: Rows with this task's columns.
             processing_class: The model's tokenizer.
             max_length: Tokens that are read of a row; by default what the tokenizer allows, 512 at most.
+
+        Raises:
+            ValueError: If a row has no tokens, or the labels are not the teacher's.
         """
-        longest = min(max_length or 512, processing_class.model_max_length)
+        longest = longest_row(processing_class, max_length)
         labels = self.labels(dataset)
         words = self.kind == "words"
 
         def encoded(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, Any]:
             texts = [rows[name] for name in self.inputs]
             out = processing_class(*texts, truncation=True, max_length=longest, is_split_into_words=words)
+            _require_tokens(out["input_ids"], indices, self.inputs)
             result = {name: out[name] for name in out if name in processing_class.model_input_names}
             if labels is not None and words:
                 result["labels"] = [labels_at_first_tokens(out.word_ids(k), labels[i]) for k, i in enumerate(indices)]
@@ -188,11 +197,25 @@ def labels_at_first_tokens(word_ids: Sequence[int | None], labels: Sequence[int]
     return [labels[word] if first else IGNORED for word, first in zip(word_ids, firsts, strict=True)]  # type: ignore[index]
 
 
+def longest_row(processing_class: Any, max_length: int | None) -> int:
+    """Tokens that are read of a row."""
+    return int(min(max_length or 512, processing_class.model_max_length))
+
+
 def class_names(dataset: Dataset, column: str) -> list[str] | None:
     """What a column of `ClassLabel`s, or of lists of them, calls its classes."""
     feature: Any = dataset.features[column]
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _require_tokens(ids: Sequence[Sequence[int]], rows: Sequence[int], columns: Sequence[str]) -> None:
+    empty = [row for row, some in zip(rows, ids, strict=True) if not len(some)]
+    if empty:
+        raise ValueError(
+            f"Row {empty[0]} has nothing to read in {' and '.join(map(repr, columns))}: the tokenizer makes no token "
+            "of it. Leave such rows out, for example by dataset.filter(...)."
+        )
 
 
 def _input_columns(dataset: Dataset, kind: str, label: str | None) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from hf_distill.heads import core_model, forward_parameters
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
 from hf_distill.packing import run_on_real_tokens
-from hf_distill.preflight import align, align_answers, dry_run, student_completions
+from hf_distill.pairing import align, align_answers
+from hf_distill.preflight import dry_run, student_completions
 from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,

@@ -242,6 +242,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         method, path = self.command.replace("HEAD", "GET"), urlsplit(self.path).path
+        path = path.replace("/api/datasets/", "/api/models/").removeprefix("/datasets")  # one name, whatever the kind
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.authorised = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         with self.hub.lock:

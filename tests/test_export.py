@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 
 from hf_distill import export
+from hf_distill import exported as exported_files
 from hf_distill.testing import tiny_task
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -149,7 +150,7 @@ class TestRefusals:
 
     def test_a_wrong_answer_is_no_export(self, exported, monkeypatch, tmp_path):
         task, folder, _ = exported("single_label")
-        student, right = task.student, export._session
+        student, right = task.student, exported_files.session
 
         def copied(model, batches, whole, int8):
             shutil.copytree(folder, whole)
@@ -161,7 +162,7 @@ class TestRefusals:
             run = right(path, threads)
             return lambda batch: [logits + float("nan") for logits in run(batch)]
 
-        monkeypatch.setattr(export, "_session", wrong)
+        monkeypatch.setattr(exported_files, "session", wrong)
         self.refused(student, "answers otherwise than the student", output_dir=tmp_path / "out", runs=1)
         assert not list(tmp_path.iterdir())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from hf_distill.cli.errors import UserError
 
@@ -53,6 +53,27 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
     return DatasetDict({"train": train, "validation": validation, "test": test}), notes
 
 
+def load_unlabelled(source: str) -> Dataset | list[str]:
+    """More rows to learn from: all splits of a dataset file or folder, or the lines of a text file.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    path = Path(source)
+    if _kind(path) in _LOADERS or path.is_dir():
+        found = load_as_is(source)
+        return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--unlabelled {source} cannot be read ({error}).") from error
+
+
+def _kind(path: Path) -> str:
+    """How a file's name ends, without .gz."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix
+
+
 def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
     """A dataset with the splits that it has; for the arguments see [`load_splits`].
 
@@ -62,7 +83,7 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
     path = Path(source)
     try:
         if path.is_file():
-            kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
+            kind = _kind(path)
             if kind not in _LOADERS:
                 raise UserError(f"{source} is no file of a known kind. Give {', '.join(_LOADERS)}.")
             more = {"sep": "\t"} if kind == ".tsv" else {}

@@ -38,7 +38,10 @@ class Flags:
     max_parameters: int | None = _flag(None, "The most parameters of the student instead.")
     max_mb: float | None = _flag(None, "The most MB of the student's weights instead.")
     vocabulary_size: int | None = _flag(None, "The most tokens of the student; by its size if unset.")
-    unlabelled: str | None = _flag(None, "A text file with more texts to learn from, one a line.")
+    unlabelled: str | None = _flag(
+        None,
+        "More rows: a csv / json / parquet file with the columns to read, or a text file, one text a line.",
+    )
     augmented_rows: int | None = _flag(None, "New texts or views to make of the training rows.")
     training_rows: int | None = _flag(None, "Rows that the student sees; 400,000, or fewer of long texts.")
     max_length: int | None = _flag(None, "Tokens that are read of a text.")

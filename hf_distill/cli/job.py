@@ -1,33 +1,25 @@
-"""The whole job: student, teaching, the same student without a teacher, report, card, export."""
+"""The whole job: what was asked for, and the students that come of it."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from hf_distill.cli.data import load_splits
+from hf_distill.cli.data import load_splits, load_unlabelled
 from hf_distill.cli.errors import UserError
 from hf_distill.cli.flags import Flags, stages_of
 from hf_distill.cli.models import load_model, load_processing_class
-from hf_distill.export import export_student
-from hf_distill.recipes import Compressed, Stage, answers, labels_of, train_on_labels
+from hf_distill.recipes import Compressed, Stage, train_on_labels
 from hf_distill.recipes.job import Job as Recipe
-from hf_distill.recipes.stages import CARD, LOG, content_of
-from hf_distill.reports import DistillationReport
-from hf_distill.reports.card_facts import CardFacts
-from hf_distill.reports.measure import Cost, measure_cost
-from hf_distill.reports.model_card import render
-from hf_distill.reports.sources import inherited_license, source_of
+from hf_distill.recipes.reading import readable_length
+from hf_distill.recipes.stages import content_of
 from hf_distill.tasks import Task
 from hf_distill.transfer import ImageRows
 
@@ -96,6 +88,11 @@ class Job:
         return task
 
     @cached_property
+    def length(self) -> int | None:
+        """Tokens that are read of a text; of images `None`."""
+        return None if self.task.kind == "image" else readable_length(self.flags.max_length or 512, self.teacher)
+
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """What the student learns, in order."""
         return stages_of(self.given)[0]
@@ -129,14 +126,9 @@ class Job:
         }  # fmt: skip
         return Recipe(self.teacher, self.reader, self.data["train"], **{**settings, **changes})
 
-    def unlabelled(self) -> list[str]:
-        """More texts to learn from."""
-        if self.flags.unlabelled is None:
-            return []
-        try:
-            return Path(self.flags.unlabelled).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--unlabelled {self.flags.unlabelled} cannot be read ({error}).") from error
+    def unlabelled(self) -> Dataset | list[str]:
+        """More rows to learn from."""
+        return [] if self.flags.unlabelled is None else load_unlabelled(self.flags.unlabelled)
 
     def baseline(self, made: Compressed) -> PreTrainedModel | None:
         """The same student, from the same start, without a teacher."""
@@ -158,97 +150,10 @@ class Job:
         """Labelled rows as the student reads them."""
         if self.task.kind == "image":
             return ImageRows(self.task, self.data[split], made.processing_class)
-        return self.task.encode(self.data[split], made.processing_class, self.flags.max_length)
-
-    def report(self, made: Compressed, baseline: PreTrainedModel | None) -> DistillationReport:
-        """All three on the test rows; report.json, report.md and report.html are written."""
-        test, reader = self.data["test"], made.processing_class
-        models = {"teacher": (self.teacher, self.reader), "student": (made.student, reader)}
-        if baseline is not None:
-            models["baseline"] = (baseline, reader)
-        logits = {name: answers(m, self.task, test, r, self.flags.max_length) for name, (m, r) in models.items()}
-        labels, read = np.asarray(labels_of(self.task, test)), _read_by_all(logits.values())
-        folders = {"student": made.folder, "baseline": self.folder / WITHOUT_TEACHER / "model"}
-        costs = {name: self._cost(m, r, folders.get(name)) for name, (m, r) in models.items()}
-        report = DistillationReport.from_outputs(
-            logits["student"][read], logits["teacher"][read], labels[read], costs=costs,
-            baseline=logits["baseline"][read] if baseline is not None else None,
-            class_names=self.task.classes or None, log_history={"student": self._log()},
-            texts=_texts(self.task, test, read), notes=self._notes(read),
-            temperature=self.stages[0].temperature,
-        )  # fmt: skip
-        figures = find_spec("matplotlib") is not None if self.flags.figures is None else self.flags.figures
-        report.save(self.folder, figures=figures)
-        return report
-
-    def card(self, made: Compressed, report: DistillationReport) -> Path:
-        """The student's model card."""
-        facts = CardFacts.from_dict(json.loads((self.folder / self.stages[-1].name / CARD).read_text()))
-        facts.title = f"{self.folder.name}: {type(made.student).__name__}"
-        source = source_of(self.teacher.config, str(self.flags.teacher))
-        facts.teachers, facts.uses_teacher = [source], True
-        facts.base_models, facts.license = list(filter(None, [source.hub_id])), inherited_license(None, [source])
-        facts.results = report.quality_table()
-        facts.description = f"Made by `hf-distill`. The task: {self.task}."
-        facts.data.names = facts.data.names or [Path(str(self.flags.dataset)).name]
-        path = made.folder / "README.md"
-        render(facts).save(path)
-        return path
-
-    def exported(self, made: Compressed) -> dict[str, Any]:
-        """ONNX files of the student, measured on test rows."""
-        rows = self._some(made.processing_class)
-        collate = self.task.collator(made.processing_class)
-        batches = [dict(collate(rows[:size])) for size in (1, 8)]
-        return dict(export_student(str(made.folder), self.folder / "export", inputs=batches, overwrite=True))
-
-    # ---- Parts ----
-
-    def _cost(self, model: PreTrainedModel, reader: Any, folder: Path | None) -> Cost:
-        folder = folder if folder is not None and any(folder.glob("model*.safetensors")) else None
-        return measure_cost(model, self._some(reader), self.task.collator(reader), folder=folder, runs=50)
-
-    def _some(self, reader: Any, number: int = 64) -> list[dict[str, Any]]:
-        """Test rows without labels, as a model reads them."""
-        part = self.data["test"].select(range(min(number, len(self.data["test"]))))
-        rows = (
-            ImageRows(self.task, part, reader) if self.task.kind == "image"
-            else self.task.encode(part.select_columns(list(self.task.inputs)), reader, self.flags.max_length)
-        )  # fmt: skip
-        return [{name: value for name, value in rows[k].items() if name != "labels"} for k in range(len(part))]
-
-    def _log(self) -> list[dict[str, Any]]:
-        """What was logged in all stages, one after another."""
-        history: list[dict[str, Any]] = []
-        for stage in self.stages:
-            before = history[-1]["step"] if history else 0
-            lines = json.loads((self.folder / stage.name / LOG).read_text())
-            history += [{**line, "step": line["step"] + before} for line in lines]
-        return history
-
-    def _notes(self, read: np.ndarray) -> list[str]:
-        notes = [f"Nothing was chosen on the {len(self.data['test']):,} test rows."]
-        if not read.all():
-            notes.append(f"{int((~read).sum()):,} words are left out, since not every model read so far.")
-        if self.flags.baseline:
-            notes.append("The student without a teacher has the same start, and its best epoch on validation rows.")
-        return notes
+        return self.task.encode(self.data[split], made.processing_class, self.length)
 
 
 def _required(value: str | None, flag: str) -> str:
     if value is None:
         raise UserError(f"{flag} is missing. See hf-distill --help.")
     return value
-
-
-def _read_by_all(logits: Any) -> np.ndarray:
-    return np.asarray(np.stack([np.isfinite(values).all(-1) for values in logits]).all(0))
-
-
-def _texts(task: Task, test: Dataset, read: np.ndarray) -> list[str] | None:
-    if task.kind == "image":
-        return None
-    if task.kind == "words":
-        words = [word for row in test[task.inputs[0]] for word in row]
-        return [word for word, kept in zip(words, read, strict=True) if kept]
-    return [" | ".join(row) for row in zip(*(test[name] for name in task.inputs), strict=True)]

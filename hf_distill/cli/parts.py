@@ -12,7 +12,9 @@ from typing import Any
 from hf_distill.cli.errors import UserError
 from hf_distill.cli.job import Job
 from hf_distill.cli.models import load_model, load_processing_class
-from hf_distill.export import ExportedStudent, export_student
+from hf_distill.cli.outcome import Outcome
+from hf_distill.export import export_student
+from hf_distill.exported import ExportedStudent
 from hf_distill.recipes import Compressed
 from hf_distill.reports.gradients import gradient_shares
 from hf_distill.students.budget import count, where_parameters_go
@@ -23,14 +25,14 @@ Result = dict[str, Any]
 def run(job: Job) -> Result:
     """Everything."""
     start = time.perf_counter()
-    _ = job.folder, job.task
+    _ = job.task
     made = job.compressed()
-    baseline = job.baseline(made)
-    report = job.report(made, baseline)
-    card = job.card(made, report)
+    outcome = Outcome(job, made, job.baseline(made))
+    exported = outcome.exported() if job.flags.export else {}
+    report = outcome.report()
+    card = outcome.card(report)
     written = {"student": str(made.folder), "card": str(card), "report": str(job.folder / "report.html")}
-    if job.flags.export:
-        exported = job.exported(made)
+    if exported:
         written["export"] = str(job.folder / "export")
         _say_files(job, exported)
     job.say(f"\n{report.quality_table()}\n")
@@ -42,7 +44,6 @@ def run(job: Job) -> Result:
 
 def check(job: Job) -> Result:
     """What can be known before any hour is spent: columns, classes, sizes, and one gradient a loss on two batches."""
-    _ = job.folder
     job.say(f"Task: {job.task}")
     with tempfile.TemporaryDirectory(dir=job.folder) as trial:
         trainer, student = job.recipe(output_dir=trial).trial()
@@ -63,7 +64,6 @@ def check(job: Job) -> Result:
 
 def student(job: Job) -> Result:
     """The student before training alone."""
-    _ = job.folder
     job.say(f"Task: {job.task}")
     _, made = job.recipe().start()
     path = job.folder / "start"
@@ -73,7 +73,6 @@ def student(job: Job) -> Result:
 
 def cache(job: Job) -> Result:
     """The teacher's answers about the transfer set alone."""
-    _ = job.folder
     job.say(f"Task: {job.task}")
     recipe = job.recipe()
     judgement = recipe.judged(recipe.transfer_rows())
@@ -86,7 +85,10 @@ def report(job: Job) -> Result:
     saved = job.folder / "without_teacher" / "model"
     baseline = load_model(str(saved), "student") if job.flags.baseline and saved.is_dir() else None
     job.flags.baseline = baseline is not None
-    result = job.report(made, baseline)
+    outcome = Outcome(job, made, baseline)
+    exported = outcome.exported() if job.flags.export else {}
+    result = outcome.report()
+    _say_files(job, exported)
     job.say(f"\n{result.quality_table()}\n\nreport: {job.folder / 'report.html'}")
     return {"written": {"report": str(job.folder / "report.html")}, "report": result.to_dict()}
 
@@ -96,7 +98,7 @@ def export(job: Job) -> Result:
     folder = Path(job.flags.student or job.folder / "student")
     load_model(str(folder), "student")
     if job.flags.dataset and job.flags.teacher:
-        exported = job.exported(_existing(job))
+        exported = Outcome(job, _existing(job)).exported()
     else:
         exported = dict(export_student(str(folder), job.folder / "export", overwrite=True))
     _say_files(job, exported)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_distill.recipes.reading import readable
+from hf_distill.recipes.reading import readable, readable_length
 from hf_distill.tasks import Task
 from hf_distill.transfer.judged import word_ids
 from hf_distill.transfer.views import ImageRows
 
 
-@torch.no_grad()
 def answers(
     model: PreTrainedModel, task: Task, dataset: Dataset, processing_class: Any, max_length: int | None = None,
     batch_size: int = 32,
@@ -28,6 +28,22 @@ def answers(
     Shape:
         (N, V) for N rows or, of words, N words.
     """
+    longest = readable_length(max_length or 512, model)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = answers_of(
+            lambda batch: model(**readable(model, batch)).logits, task, dataset, processing_class, longest, batch_size
+        )
+    model.train(was_training)
+    return found
+
+
+def answers_of(
+    run: Callable[[Mapping[str, Any]], torch.Tensor], task: Task, dataset: Dataset, processing_class: Any,
+    max_length: int | None = None, batch_size: int = 32,
+) -> np.ndarray:  # fmt: skip
+    """As [`answers`], of anything that makes logits of a batch."""
     columns = list(task.inputs)
     rows: Any
     if task.kind == "image":
@@ -39,14 +55,10 @@ def answers(
         order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
     collate = task.collator(processing_class)
     found: dict[int, np.ndarray] = {}
-    was_training = model.training
-    model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size].tolist()
         features = [{name: value for name, value in rows[k].items() if name != "labels"} for k in chosen]
-        batch = readable(model, collate(features))
-        found.update(zip(chosen, model(**batch).logits.float().cpu().numpy(), strict=True))
-    model.train(was_training)
+        found.update(zip(chosen, run(collate(features)).float().cpu().numpy(), strict=True))
     if words is None:
         return np.stack([found[k] for k in range(len(order))]) if len(order) else np.zeros((0, 0))
     lengths = [len(row) for row in dataset[columns[0]]]

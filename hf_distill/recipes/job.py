@@ -16,7 +16,13 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainingArguments, set_
 
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
-from hf_distill.recipes.reading import has_readable_states, number_of_layers, require_fit, without_dropout
+from hf_distill.recipes.reading import (
+    has_readable_states,
+    number_of_layers,
+    readable_length,
+    require_fit,
+    without_dropout,
+)
 from hf_distill.recipes.stages import Stage, begin, content_of, fingerprint_of, finish, is_done, run_stage
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
@@ -28,6 +34,7 @@ from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.transfer.build import AUGMENT, build_transfer_set
 from hf_distill.transfer.judged import JudgedRows, Judgement, judge, word_ids
 from hf_distill.transfer.views import ImageRows
+from hf_distill.writing import alone_in, whole_files
 
 # Batches of like lengths; older releases call it otherwise.
 _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
@@ -87,6 +94,8 @@ class Job:
         self.folder = Path(self.output_dir)
         self.answers = Path(self.answers_dir or self.folder / "answers")
         self.task = Task.of(self.teacher, self.train_dataset, self.input_columns, self.label_column)
+        models = [self.teacher, *filter(None, [self.student])]
+        self.length = None if self.task.kind == "image" else readable_length(self.max_length or 512, *models)
         self.limits: dict[str, Any] = {
             "compression": self.compression, "max_parameters": self.max_parameters, "max_mb": self.max_mb,
         }  # fmt: skip
@@ -99,6 +108,10 @@ class Job:
         """Everything, in order; student and processing class are then in `folder/student`."""
         self._check()
         print(f"Task: {self.task}")
+        with alone_in(self.folder):
+            return self._run()
+
+    def _run(self) -> Compressed:
         tokenizer, student = self.start()
         settings: dict[str, Any] = {
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
@@ -117,9 +130,10 @@ class Job:
                 data_collator=collator, seed=self.seed,
             )  # fmt: skip
         target = self.folder / "student"
-        student.eval().save_pretrained(target)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
+        with whole_files(target) as unfinished:
+            student.eval().save_pretrained(unfinished)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(unfinished)
         return Compressed(student, tokenizer, self.task, target)
 
     def trial(self, rows: int = 64) -> tuple[DistillationTrainer, PreTrainedModel]:
@@ -240,7 +254,7 @@ class Job:
         words = None
         if self.task.kind == "words":
             judgement.tokens, words = (
-                word_ids(self.task, data, reader, self.max_length) for reader in (self.processing_class, tokenizer)
+                word_ids(self.task, data, reader, self.length) for reader in (self.processing_class, tokenizer)
             )
         chosen = self.confident(judgement, labelled)
         return JudgedRows(self.encoded(data, tokenizer, labelled), judgement, chosen, words)
@@ -248,7 +262,7 @@ class Job:
     def encoded(self, data: Dataset, reader: Any, labels: bool) -> Dataset:
         """Rows of texts or words as one of the two models reads them."""
         columns = list(self.task.inputs) + [self.task.label] * labels
-        return self.task.encode(data.select_columns(columns), reader, self.max_length)
+        return self.task.encode(data.select_columns(columns), reader, self.length)
 
     def transfer_rows(self) -> Any:
         """The transfer set as the teacher reads it."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_distill.heads import forward_parameters
+from hf_distill.alignment import maximum_length
+from hf_distill.heads import core_model, forward_parameters
 from hf_distill.tasks import Task
 
 
@@ -21,6 +22,12 @@ def readable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]
 def number_of_layers(model: PreTrainedModel) -> int:
     """Index of the last hidden state; 0 where the config does not tell."""
     return int(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
+
+
+def readable_length(max_length: int | None, *models: PreTrainedModel) -> int | None:
+    """`max_length`, or less where one of the models has fewer positions: a tokenizer need not know of them."""
+    known = [max_length, *(maximum_length(core_model(model).config) for model in models)]
+    return min((length for length in known if length is not None), default=None)
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
@@ -97,6 +98,20 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / DONE).unlink(missing_ok=True)
 
 
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; those that a full disk or a kill cut off are removed.
+
+    Trainer writes its state last.
+    """
+    while (found := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads((Path(found) / TRAINER_STATE_NAME).read_text())
+            return found
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(found)
+    return None
+
+
 class _Bars(ProgressCallback):
     """Trainer's progress bars without its log lines."""
 
@@ -164,7 +179,7 @@ def run_stage(
     set_seed(seed)
     trainer = DistillationTrainer(student, args, data_collator, rows(), losses=dict(losses))
     show_bars_only(trainer)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     trainer.model.save_pretrained(folder / "model")
     (folder / CARD).write_text(json.dumps(facts_of(trainer).to_dict(), default=str))
     (folder / LOG).write_text(json.dumps(trainer.state.log_history))

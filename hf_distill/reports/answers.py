@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_distill.reports.thumbnails import thumbnail
+
 IGNORED = -100
 CHUNK = 1 << 24  # numbers that are worked on at once
 
@@ -28,6 +30,7 @@ class TestRows:
         shape: What logits must have before the classes.
         class_names: One for each class; empty for regression.
         texts: What a row says, for the examples; strings, or a list of tokens for each row.
+        images: What a row shows, for the examples.
     """
 
     labels: Tensor
@@ -36,6 +39,7 @@ class TestRows:
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
     texts: Texts = field(default=(), repr=False)
+    images: Sequence[Any] = field(default=(), repr=False)
     __test__ = False  # no test, whatever pytest takes it for
 
     @classmethod
@@ -47,6 +51,7 @@ class TestRows:
         problem: str = "auto",
         class_names: Sequence[str] | Mapping[int, str] | None = None,
         texts: Texts | None = None,
+        images: Sequence[Any] | None = None,
     ) -> TestRows:
         """Find out what kind of answers these are; the shapes of the teacher's logits and of the labels decide.
 
@@ -75,7 +80,9 @@ class TestRows:
             )
         if texts is not None and len(texts) != shape[0]:
             raise ValueError(f"There must be one text for each of the {shape[0]} test rows, got {len(texts)}.")
-        return cls(label, places, problem, shape, names, texts if texts is not None else ())
+        if images is not None and len(images) != shape[0]:
+            raise ValueError(f"There must be one image for each of the {shape[0]} test rows, got {len(images)}.")
+        return cls(label, places, problem, shape, names, *(() if each is None else each for each in (texts, images)))
 
     @property
     def is_regression(self) -> bool:
@@ -107,6 +114,10 @@ class TestRows:
         if not bool(given.isfinite().all()):
             raise ValueError(f"The logits of the {whose} hold NaN or infinity: its training may have diverged.")
         return given.float()
+
+    def picture(self, position: int) -> str:
+        """The position's row as a small picture; empty where it is no image."""
+        return thumbnail(self.images[int(self.places[position, 0])]) if len(self.images) else ""
 
     def text(self, position: int) -> str:
         """What the position says: its row's text, or its token between its neighbours; the row's number if unknown."""

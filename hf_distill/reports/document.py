@@ -16,11 +16,13 @@ class Table:
         columns: Headings.
         rows: Cells, one list for each row.
         numbers: Whether all columns but the first hold numbers, and stand on the right.
+        pictures: A data URI for each row, or an empty string; only the page shows them.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: bool = True
+    pictures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

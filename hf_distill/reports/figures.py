@@ -6,7 +6,9 @@ All are made for a column as wide as a phone: five inches, few words. Nothing gl
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +113,7 @@ def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | 
     if not examples:
         return None
     models = list(examples[0].answers)
-    lines = len(models) + 1.5
+    lines = len(models) + (2.5 if any(example.picture for example in examples) else 1.5)
     at = "" if temperature == 1 else f" (temperature {temperature:g})"
     figure, axes = _figure(0.5 + 0.2 * lines * len(examples), f"Dark knowledge{at}")
     every = list(dict.fromkeys(name for example in examples for name in example.classes))
@@ -120,7 +122,10 @@ def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | 
         # One colour for a class in the whole figure, as long as there are enough colours.
         known = every if len(every) <= len(ANSWERS) else example.classes
         colours = dict(zip(known, repeated(ANSWERS, len(known)), strict=True))
-        axes.text(0, top, shortened(example.text, 62), fontsize=8.5, fontweight="bold", va="center")
+        right = 0.08 if example.picture else 0.0
+        axes.text(right, top, shortened(example.text, 62), fontsize=8.5, fontweight="bold", va="center")
+        if example.picture:
+            _thumbnail(axes, top, example.picture)
         for row, (name, answer) in enumerate(example.answers.items(), start=1):
             y, left = top + row, 0.36
             axes.text(0, y, name, fontsize=8, va="center", color="#5a6875")
@@ -130,9 +135,19 @@ def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | 
             axes.barh(y, max(0.0, 0.58 - left), 0.7, left=left, color=REST)
             _words(axes, 0.6, y, example, answer, colours)
     axes.set_xlim(0, 1.12)
-    axes.set_ylim(len(examples) * lines - 0.7, -0.8)
+    axes.set_ylim(len(examples) * lines - (lines - len(models) - 0.8), -1.8 if examples[0].picture else -0.8)
     axes.axis("off")
     return figure
+
+
+def _thumbnail(axes: Axes, y: float, picture: str) -> None:
+    """A small picture of the row beside its name."""
+    from matplotlib.image import imread
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    pixels = imread(BytesIO(b64decode(picture.partition(",")[2])), format="png")
+    image = OffsetImage(pixels, zoom=24 / max(pixels.shape[:2]), cmap="gray", interpolation="nearest")
+    axes.add_artist(AnnotationBbox(image, (0, y), box_alignment=(0, 0.22), frameon=False, pad=0))
 
 
 def _words(
@@ -191,7 +206,8 @@ def absorbed(similarity: ClassSimilarity, roles: Mapping[str, str]) -> Figure | 
     for axis, name in zip(panels, students, strict=True):
         own = given[name]
         axis.plot(ends, ends, color="#9aa5b1", lw=1, ls="--")
-        axis.scatter([max(v, least) for v in taught], [max(v, least) for v in own], s=9, alpha=0.6,
+        size = 9 if len(indices) > 30 else 25
+        axis.scatter([max(v, least) for v in taught], [max(v, least) for v in own], s=size, alpha=0.6,
                      color=COLOURS[roles[name]], linewidths=0)  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("log")

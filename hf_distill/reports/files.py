@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hf_distill.writing import whole_files
 
 
 def as_json(content: Any) -> str:
@@ -25,13 +26,10 @@ def write_together(folder: Path, contents: Mapping[str, str]) -> dict[str, Path]
     Raises:
         OSError: If one cannot be written; the others are then as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+    with whole_files(folder) as unfinished:
         for name, text in contents.items():
-            with (Path(unfinished) / name).open("w", encoding="utf-8", newline="\n") as file:
+            with (unfinished / name).open("w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-        for name in contents:
-            (Path(unfinished) / name).replace(folder / name)
     return {name: folder / name for name in contents}

@@ -148,15 +148,30 @@ def measure_cost(
     if not len(rows) or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"measure_cost needs rows and batch sizes >= 1, got {len(rows)} rows, sizes {batch_sizes}.")
     disk = None if folder is None else disk_megabytes(folder)
-    latency = {}
-    for size in batch_sizes:
-        count = max(min(runs, 20), runs // size)
-        batches = _batches(rows, collate, size, count)
-        latency[size] = measure_latency(model, batches, runs=count, warmup=warmup, threads=threads)
+    latency = latencies(model, rows, collate, batch_sizes, runs=runs, warmup=warmup, threads=threads)
     largest = _batches(rows, collate, max(batch_sizes), 1)[0]
     with _threads(threads):
         memory = peak_memory_megabytes(model, largest)
     return Cost(count_parameters(model), disk, memory, latency)
+
+
+def latencies(
+    model: Callable[..., Any],
+    rows: Sequence[Any],
+    collate: Callable[[list[Any]], Mapping[str, Tensor]],
+    batch_sizes: Sequence[int] = (1, 32),
+    *,
+    runs: int = 100,
+    warmup: int = 5,
+    threads: int = 1,
+) -> dict[int, Latency]:
+    """Answer times of a model, or of another callable, by the rows of a batch; arguments as in [`measure_cost`]."""
+    found = {}
+    for size in batch_sizes:
+        count = max(min(runs, 20), runs // size)
+        batches = _batches(rows, collate, size, count)
+        found[size] = measure_latency(model, batches, runs=count, warmup=warmup, threads=threads)
+    return found
 
 
 def _batches(

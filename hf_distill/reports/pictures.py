@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -67,6 +68,7 @@ def data_uri(figure: Figure) -> str:
     from matplotlib import rc_context
 
     file = BytesIO()
-    with rc_context({"svg.hashsalt": "hf_distill", "svg.fonttype": "path"}):
+    with rc_context({"svg.hashsalt": "hf_distill", "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the table below the picture has the whole text
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -94,6 +94,7 @@ class DistillationReport:
         costs: Mapping[str, Cost] | None = None,
         class_names: Sequence[str] | Mapping[int, str] | None = None,
         texts: Texts | None = None,
+        images: Sequence[Any] | None = None,
         problem: str = "auto",
         metric: Metric | None = None,
         compute_metrics: ComputeMetrics | None = None,
@@ -116,6 +117,7 @@ class DistillationReport:
             costs: What each model takes, by `"teacher"`, `"student"`, `"baseline"` or the name in `others`.
             class_names: Names of the classes in order, or a model's `config.id2label`.
             texts: What each row says, for the examples: strings, or lists of one string a token.
+            images: What each row shows, likewise: images of Pillow's, or arrays (C, H, W) or (H, W).
             problem: `"single_label_classification"` or `"regression"`; by `"auto"` logits of width 1 are regression.
             metric: What retention is about. Unset: accuracy; mean squared error for regression.
             compute_metrics: Trainer's own argument, called with each model's logits and the labels; adds metrics.
@@ -154,6 +156,7 @@ class DistillationReport:
             problem=problem,
             class_names=class_names,
             texts=texts,
+            images=images,
         )
 
     @property

@@ -182,7 +182,7 @@ def _answers(examples: Sequence[Example]) -> Table:
             for answer in example.answers.values()
         ]
         rows.append([shortened(example.text), example.label, *said])
-    return Table(["input", "right", *names], rows, numbers=False)
+    return Table(["input", "right", *names], rows, numbers=False, pictures=[example.picture for example in examples])
 
 
 def _similarity(report: DistillationReport) -> Section | None:

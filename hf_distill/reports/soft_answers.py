@@ -26,12 +26,14 @@ class Example:
         label: What is right, a class name or a number.
         classes: The right one and every model's three likeliest, in the teacher's order; empty for regression.
         answers: Model -> probabilities of these classes; its number for regression.
+        picture: A small picture of the row as a data URI, where it is an image.
     """
 
     text: str
     label: str
     classes: tuple[str, ...]
     answers: dict[str, list[float]]
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ def examples(
     found = []
     for position in positions:
         at = {name: logits[position] for name, logits in models.items()}
-        label, text = rows.labels[position], rows.text(position)
+        label, text, picture = rows.labels[position], rows.text(position), rows.picture(position)
         if rows.is_regression:
             answers = {name: [value.item()] for name, value in at.items()}
-            found.append(Example(text, f"{label.item():.4g}", (), answers))
+            found.append(Example(text, f"{label.item():.4g}", (), answers, picture))
             continue
         soft = {name: (logits / temperature).softmax(-1) for name, logits in at.items()}
         teacher = next(iter(soft.values()))
@@ -72,7 +74,7 @@ def examples(
         kept = sorted(mattering, key=lambda index: -teacher[index].item())
         answers = {name: answer[kept].tolist() for name, answer in soft.items()}
         names = tuple(rows.class_names[index] for index in kept)
-        found.append(Example(text, rows.class_names[int(label)], names, answers))
+        found.append(Example(text, rows.class_names[int(label)], names, answers, picture))
     return found
 
 

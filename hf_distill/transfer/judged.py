@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_distill.activations import Needs
-from hf_distill.tasks import Task
+from hf_distill.tasks import Task, longest_row
 from hf_distill.teachers import EnsembleTeacher, OnlineTeacher
 from hf_distill.teachers.cache import TeacherCache
 from hf_distill.teachers.cached import TEACHER_LOGITS, column_names
@@ -139,7 +139,7 @@ def judge(
 
 def word_ids(task: Task, dataset: Dataset, processing_class: Any, max_length: int | None) -> list[list[int | None]]:
     """For each row of words which word each token is of."""
-    longest = min(max_length or 512, processing_class.model_max_length)
+    longest = longest_row(processing_class, max_length)
     found: list[list[int | None]] = []
     for start in range(0, len(dataset), 1000):
         words = dataset[start : start + 1000][task.inputs[0]]
