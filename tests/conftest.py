@@ -37,6 +37,13 @@ def deprecations_in_the_log_are_failures():
     assert not told
 
 
+@pytest.fixture(autouse=True)
+def fp32_unless_a_test_says_otherwise(monkeypatch):
+    """A cache is filled in bf16 where the processor computes in it; the oracles here are exact on every machine."""
+    for module in ("hf_distill.teachers.loading", "hf_distill.recipes.job"):
+        monkeypatch.setattr(f"{module}.has_fast_bf16", lambda device: False)
+
+
 @pytest.fixture
 def make_args(tmp_path):
     """Quiet CPU arguments; SGD, since AdamW turns rounding noise into steps."""

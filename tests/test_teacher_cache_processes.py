@@ -35,7 +35,7 @@ slowly.__signature__ = __import__("inspect").signature(forward)
 task.teacher.forward = slowly
 args = DistillationTrainingArguments(
     {out!r}, use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, hidden_state_weight=1.0,
-    teacher_cache_dir={cache!r}, teacher_batch_size=4, teacher_cache_dtype="float32",
+    teacher_cache_dir={cache!r}, teacher_batch_size=4, teacher_cache_dtype="float32", teacher_dtype="float32",
 )
 trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
 trainer.train()
@@ -109,7 +109,7 @@ count = lambda module, args, kwargs: asked.append(len(kwargs["input_ids"]))
 task.teacher.register_forward_pre_hook(count, with_kwargs=True)
 args = DistillationTrainingArguments(
     sys.argv[1], use_cpu=True, ddp_backend="gloo", report_to="none", disable_tqdm=True, max_steps=2,
-    per_device_train_batch_size=4, teacher_batch_size=4, teacher_cache_dir=sys.argv[1] + "/cache",
+    per_device_train_batch_size=4, teacher_batch_size=4, teacher_cache_dir=sys.argv[1] + "/cache", teacher_dtype="float32",
 )
 trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
 asked.clear()
