@@ -1,5 +1,6 @@
 """From a teacher and raw rows to a saved student: what is made, what is reused, what is refused."""
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -66,7 +67,7 @@ class TestCompress:
     def test_of_long_texts_fewer_rows_are_seen(self, tmp_path, words, expected):
         """40 million tokens at most: of 128 each (two are special) 312,500 rows."""
         rows = labelled({"text": [" ".join([CORPUS[0].split()[0]] * words)] * 4})
-        reader = original("wordpiece")
+        reader = copy.deepcopy(original("wordpiece"))  # which other tests share
         reader.model_max_length = 512
         assert len(reader(rows[0]["text"])["input_ids"]) == words + 2
         made = job.Job(bert(max_position_embeddings=256, **SIZES), reader, rows, tmp_path, STAGES)

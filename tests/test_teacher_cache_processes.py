@@ -109,7 +109,8 @@ count = lambda module, args, kwargs: asked.append(len(kwargs["input_ids"]))
 task.teacher.register_forward_pre_hook(count, with_kwargs=True)
 args = DistillationTrainingArguments(
     sys.argv[1], use_cpu=True, ddp_backend="gloo", report_to="none", disable_tqdm=True, max_steps=2,
-    per_device_train_batch_size=4, teacher_batch_size=4, teacher_cache_dir=sys.argv[1] + "/cache", teacher_dtype="float32",
+    per_device_train_batch_size=4, teacher_batch_size=4, teacher_cache_dir=sys.argv[1] + "/cache",
+    teacher_dtype="float32",
 )
 trainer = DistillationTrainer(task.student, args, task.collate, task.rows, teacher_model=task.teacher)
 asked.clear()
