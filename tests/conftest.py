@@ -40,7 +40,7 @@ def deprecations_in_the_log_are_failures():
 @pytest.fixture(autouse=True)
 def fp32_unless_a_test_says_otherwise(monkeypatch):
     """A cache is filled in bf16 where the processor computes in it; the oracles here are exact on every machine."""
-    for module in ("hf_distill.teachers.loading", "hf_distill.recipes.job"):
+    for module in ("hf_distill.teachers.loading", "hf_distill.recipes.material"):
         monkeypatch.setattr(f"{module}.has_fast_bf16", lambda device: False)
 
 
