@@ -37,11 +37,13 @@ def deprecations_in_the_log_are_failures():
     assert not told
 
 
-@pytest.fixture(autouse=True)
-def fp32_unless_a_test_says_otherwise(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def fp32_unless_a_test_says_otherwise():
     """A cache is filled in bf16 where the processor computes in it; the oracles here are exact on every machine."""
-    for module in ("hf_distill.teachers.loading", "hf_distill.recipes.material"):
-        monkeypatch.setattr(f"{module}.has_fast_bf16", lambda device: False)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("hf_distill.teachers.loading", "hf_distill.recipes.material"):
+            patch.setattr(f"{module}.has_fast_bf16", lambda device: False)
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`hf-distill` on every kind of data, and what stops it: one clear line, nothing half-written, and it goes on."""
 
+import copy
 import errno
 import json
 import os
@@ -107,7 +108,7 @@ def test_unlabelled_rows_without_the_columns_are_refused(place, tmp_path, capsys
 def test_no_more_is_read_than_the_teacher_has_positions_for(kind):
     """RoBERTa's family counts from 2 on, so that 22 positions read 20 tokens."""
     torch.manual_seed(0)
-    reader = original("wordpiece") if kind == "Bert" else byte_level()
+    reader = copy.deepcopy(original("wordpiece")) if kind == "Bert" else byte_level()
     reader.model_max_length = int(1e30)
     positions = 20 if kind == "Bert" else 22
     sizes = {**SIZES, "vocab_size": len(reader), "num_attention_heads": 2, "pad_token_id": reader.pad_token_id}
