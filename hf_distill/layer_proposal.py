@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,12 @@ class LayerProposal:
 
 @torch.no_grad()
 def propose_layer_mapping(
-    student: nn.Module, teacher: nn.Module, batches: Iterable[Mapping[str, Any]], *, max_positions: int = 1024
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    teacher_batches: Iterable[Mapping[str, Any]] | None = None,
+    max_positions: int = 1024,
 ) -> LayerProposal:
     """Pair every student block with the teacher block that it resembles most, in order, on a few batches.
 
@@ -71,6 +76,8 @@ def propose_layer_mapping(
         student: The student, a Transformers model.
         teacher: The teacher; it sees the same batches.
         batches: A few collated batches, for example the first of a data loader. Labels are left out.
+        teacher_batches: The same rows as the teacher reads them, if it has a tokenizer of its own. Then the mean of
+            each row's tokens is compared, and a row is a position.
         max_positions: How many tokens or patches are compared, spread evenly over the batches; memory grows with
             the square.
 
@@ -85,8 +92,9 @@ def propose_layer_mapping(
     batches = list(batches)
     if not batches:
         raise ValueError("propose_layer_mapping needs at least one batch, got none.")
-    per_batch = max(1, max_positions // len(batches))
-    ours, theirs = (_states(model, batches, per_batch) for model in (student, teacher))
+    per_batch, read = max(1, max_positions // len(batches)), _positions if teacher_batches is None else _row_means
+    ours = _states(student, batches, per_batch, read)
+    theirs = _states(teacher, batches if teacher_batches is None else list(teacher_batches), per_batch, read)
     if len(ours) > len(theirs):
         raise ValueError(
             f"The student has {len(ours) - 1} layers and the teacher {len(theirs) - 1}: pairs in order need a student "
@@ -101,7 +109,12 @@ def propose_layer_mapping(
     return LayerProposal(LayerMapping.pairs(_best_in_order(similarity[1:, 1:])), similarity, len(ours[0]))
 
 
-def _states(model: nn.Module, batches: list[Mapping[str, Any]], per_batch: int) -> list[Tensor]:
+def _states(
+    model: nn.Module,
+    batches: list[Mapping[str, Any]],
+    per_batch: int,
+    read: Callable[[Tensor, Tensor | None], Tensor],
+) -> list[Tensor]:
     """Every hidden state at the chosen positions of all batches. Shape: L + 1 times (N, H)."""
     names, any_name = forward_parameters(model)
     device, was_training = next(model.parameters()).device, model.training
@@ -114,7 +127,10 @@ def _states(model: nn.Module, batches: list[Mapping[str, Any]], per_batch: int) 
             if (any_name or key in names) and not _is_answer(key)
         }
         mask = token_mask(inputs)
-        states = [_positions(h, mask) for h in model(**inputs, output_hidden_states=True).hidden_states]
+        returned = model(**inputs, output_hidden_states=True).get("hidden_states")
+        if not returned:
+            raise ValueError(f"{type(model).__name__} returns no hidden states to compare. Write the pairs yourself.")
+        states = [read(h, mask) for h in returned]
         spread = torch.linspace(0, len(states[0]) - 1, min(per_batch, len(states[0])), device=device).long()
         chosen.append([h[spread].float().cpu() for h in states])
     model.train(was_training)
@@ -132,6 +148,13 @@ def _positions(state: Tensor, mask: Tensor | None) -> Tensor:
             f"{tuple(state.shape)}. Write the pairs yourself."
         )
     return state.flatten(0, 1) if mask is None else state[mask]
+
+
+def _row_means(state: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each row's real tokens. Shape: (B, T, H) -> (B, H)."""
+    _positions(state, mask)  # refuses what has no tokens
+    weights = torch.ones(state.shape[:2], device=state.device) if mask is None else mask.float()
+    return torch.einsum("bth,bt->bh", state.float(), weights / weights.sum(1, keepdim=True).clamp(min=1))
 
 
 def _best_in_order(similarity: Tensor) -> dict[int, int]:

@@ -70,7 +70,10 @@ MAY_IMPORT = {
     "exported": set(),
     "export": {"exported", "heads", "writing"},
     "metrics": set(),
-    "cli": {"export", "exported", "recipes", "reports", "students", "tasks", "training_args", "transfer", "writing"},
+    "cli": {
+        "export", "exported", "layer_proposal", "recipes", "reports", "students", "tasks", "training_args", "transfer",
+        "writing",
+    },
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip
 TORCH_ALONE = (

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -232,6 +233,13 @@ class TestLoadSplits:
         )
         rows.save_to_disk(tmp_path / "data")
         assert load_splits(str(tmp_path / "data"))[0]["test"].features["label"].names == ["no", "yes"]
+
+
+def test_the_report_compares_the_layers_of_both_models_although_they_read_other_tokens(done):
+    layers = json.loads((done / "report.json").read_text())["layer_similarity"]
+    student = hf.AutoConfig.from_pretrained(done / "student").num_hidden_layers
+    assert np.shape(layers["similarity"]) == (student + 1, SIZES["num_hidden_layers"] + 1)
+    assert len(layers["pairs"]) == student
 
 
 def test_the_same_command_gives_the_same_student_elsewhere(place, done, tmp_path):

@@ -40,6 +40,25 @@ def test_debiased_cka_of_noise_is_near_zero_however_wide():
     assert values.abs().max() < 0.1  # the biased one is 0.96
 
 
+def test_rows_that_each_model_reads_for_itself_are_compared_by_the_means_of_their_tokens():
+    """NumPy's means; the teacher's rows are the same texts behind two more tokens."""
+    task = tiny_task("token")
+    ids = torch.randint(5, 30, (12, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[:6, 4:] = 0
+    ours = {"input_ids": ids, "attention_mask": mask}
+    theirs = {key: torch.cat([value[:, :2], value], 1) for key, value in ours.items()}
+    found = propose_layer_mapping(task.student, task.teacher, [ours], teacher_batches=[theirs])
+    means = []
+    for model, batch in ((task.student, ours), (task.teacher, theirs)):
+        with torch.no_grad():
+            states = model.eval()(**batch, output_hidden_states=True).hidden_states
+        real = batch["attention_mask"].numpy().astype(bool)
+        means.append([torch.tensor(np.stack([h.numpy()[i][real[i]].mean(0) for i in range(12)])) for h in states])
+    assert found.positions == 12
+    torch.testing.assert_close(found.similarity, debiased_cka(*means), rtol=1e-3, atol=1e-4)
+
+
 def test_too_few_rows_are_refused():
     with pytest.raises(ValueError, match=r"at least four, got \[3\]"):
         debiased_cka([torch.randn(3, 2)], [torch.randn(3, 2)])

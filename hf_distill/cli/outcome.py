@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from hf_distill.cli.job import WITHOUT_TEACHER, Job
 from hf_distill.export import export_student
 from hf_distill.exported import ExportedStudent, session
+from hf_distill.layer_proposal import LayerProposal, propose_layer_mapping
 from hf_distill.recipes import Compressed, answers, labels_of
 from hf_distill.recipes.answers import answers_of
+from hf_distill.recipes.reading import readable
 from hf_distill.recipes.stages import CARD, LOG
 from hf_distill.reports import DistillationReport
 from hf_distill.reports.card_facts import CardFacts
@@ -68,7 +70,7 @@ class Outcome:
             baseline=logits["baseline"][read] if self.baseline is not None else None,
             others={name: each[read] for name, each in ours.items()},
             class_names=job.task.classes or None, log_history={"student": self._log()},
-            texts=_texts(job.task, test, read), images=_images(job.task, test), notes=notes,
+            texts=_texts(job.task, test, read), images=_images(job.task, test), notes=notes, layers=self._layers(),
             temperature=job.stages[0].temperature,
         )  # fmt: skip
         figures = find_spec("matplotlib") is not None if job.flags.figures is None else job.flags.figures
@@ -94,6 +96,19 @@ class Outcome:
         reader = self.made.processing_class
         models = {"teacher": (self.job.teacher, self.job.reader), "student": (self.made.student, reader)}
         return models if self.baseline is None else {**models, "baseline": (self.baseline, reader)}
+
+    def _layers(self, rows: int = 256, batch_size: int = 32) -> LayerProposal | None:
+        """How alike both models' layers are on test rows; `None` where that cannot be told."""
+        views = []
+        for model, reader in list(self._models().values())[:2]:  # teacher, student
+            some, collate = self._some(reader, rows), self.job.task.collator(reader)
+            parts = [some[start : start + batch_size] for start in range(0, len(some), batch_size)]
+            views.append((model, [readable(model, collate(part)) for part in parts]))
+        (teacher, theirs), (student, ours) = views
+        try:
+            return propose_layer_mapping(student, teacher, ours, teacher_batches=theirs)
+        except ValueError:  # convolutions, a deeper student
+            return None
 
     def _answers_of_files(self) -> dict[str, np.ndarray]:
         """The exported students' logits about all test rows."""
