@@ -55,7 +55,9 @@ def quantised(folder, kind):
         }
         config = TorchAoConfig(getattr(quantization, configs[kind])())
     else:
-        pytest.importorskip("bitsandbytes")
+        functional = pytest.importorskip("bitsandbytes.functional")
+        if kind == "bitsandbytes nf4" and getattr(functional, "has_avx512bf16", lambda: False)():
+            pytest.skip("bitsandbytes repacks 4-bit weights at their first pass on this processor, and small ones wrongly")
         from transformers import BitsAndBytesConfig
 
         if kind == "bitsandbytes int8":
