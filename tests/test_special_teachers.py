@@ -57,7 +57,7 @@ def quantised(folder, kind):
     else:
         functional = pytest.importorskip("bitsandbytes.functional")
         if kind == "bitsandbytes nf4" and getattr(functional, "has_avx512bf16", lambda: False)():
-            pytest.skip("bitsandbytes repacks 4-bit weights at their first pass on this processor, and small ones wrongly")
+            pytest.skip("on this processor bitsandbytes repacks 4-bit weights at their first pass, small ones wrongly")
         from transformers import BitsAndBytesConfig
 
         if kind == "bitsandbytes int8":
