@@ -42,16 +42,16 @@ def test_a_run_that_is_on_disk_is_not_repeated(example, tmp_path, monkeypatch):
 
     def run(task, name, rate, seed, cache):
         ran.append((name, rate, seed))
-        return line(name, rate, seed, rate, 0.5)
+        return line(name, rate, seed, -abs(rate - 4e-3), 0.5)  # the best of all would be 4e-3
 
     monkeypatch.setattr(losses, "run", run)
     output, task = tmp_path / "runs.jsonl", Namespace(name="movies", learning_rates=(1e-3, 3e-3, 2e-3))
     for _ in range(2):
         runs = losses.Runs(task, output, tmp_path)
         assert runs.best_rate("KL") == 3e-3
-        assert runs("KL", 3e-3, 0)["validation"] == 3e-3
-    assert len(ran) == 3
-    assert len([json.loads(text) for text in output.read_text().splitlines()]) == 3
+        assert runs("KL", 3e-3, 0)["seed"] == 0
+    assert len(ran) == 4  # a higher rate than the best of the three, too
+    assert len([json.loads(text) for text in output.read_text().splitlines()]) == 4
 
 
 def test_every_combination_builds_and_there_are_at_most_twelve_beside_the_baselines(example):

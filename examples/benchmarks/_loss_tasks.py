@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import random
 import re
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 from _movie_data import minilm_folder, movie_sentences
 from transformers import (
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    BertConfig,
     DataCollatorForTokenClassification,
     EvalPrediction,
     PreTrainedModel,
@@ -28,6 +29,8 @@ from transformers import (
     ViTForImageClassification,
     set_seed,
 )
+
+from hf_distill import create_student
 
 FASHION = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 TAG = re.compile(r"[-+*$]")
@@ -41,7 +44,7 @@ class Task:
         name: What its column is called.
         data: Rows by split.
         teacher: The folder of the teacher.
-        student: Makes the student of a seed.
+        student: Makes the student.
         steps: Optimizer steps of every run.
         batch_size: Rows of a step.
         learning_rates: Which are tried on validation, for hard labels and for plain KL.
@@ -52,7 +55,7 @@ class Task:
     name: str
     data: dict[str, Any]
     teacher: str
-    student: Callable[[int], PreTrainedModel]
+    student: Callable[[], PreTrainedModel]
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -92,17 +95,12 @@ def fine_tune(model: PreTrainedModel, data: dict[str, Any], folder: Path, **sett
     return str(folder)
 
 
-def small_bert(auto: Any, teacher: str, seed: int) -> PreTrainedModel:
-    """Four layers of width 64 with random weights, on the teacher's vocabulary and classes."""
-    set_seed(seed)
-    known = AutoTokenizer.from_pretrained(teacher)
-    names = auto.from_pretrained(teacher).config.id2label
-    config = BertConfig(
-        vocab_size=len(known), hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256,
-        max_position_embeddings=64, pad_token_id=known.pad_token_id, id2label=names,
-        label2id={name: index for index, name in names.items()},
-    )  # fmt: skip
-    return auto.from_config(config)
+def student_of(auto: Any, teacher: str) -> Callable[[], PreTrainedModel]:
+    """Makes students of a tenth of the parameters, on the teacher's vocabulary: all runs begin with the same weights,
+    those of the teacher that `create_student` keeps.
+    """
+    made = create_student(auto.from_pretrained(teacher), compression=10)
+    return lambda: copy.deepcopy(made)
 
 
 # ---- Movie sentences: two classes ----
@@ -125,8 +123,8 @@ def movies(folder: Path, options: Any) -> Task:
             per_device_train_batch_size=32,
         )  # fmt: skip
     return Task(
-        "movies", rows, teacher, lambda seed: small_bert(AutoModelForSequenceClassification, teacher, seed), steps=476,
-        batch_size=32, learning_rates=(2.5e-4, 5e-4, 1e-3), pooling="mean", other={"processing_class": tokenizer},
+        "movies", rows, teacher, student_of(AutoModelForSequenceClassification, teacher), steps=476, batch_size=32,
+        learning_rates=(2.5e-4, 5e-4, 1e-3), pooling="mean", other={"processing_class": tokenizer},
     )  # fmt: skip
 
 
@@ -177,8 +175,8 @@ def brown(folder: Path, options: Any) -> Task:
         per_device_train_batch_size=32,
     )  # fmt: skip
     return Task(
-        "brown", data, teacher, lambda seed: small_bert(AutoModelForTokenClassification, teacher, seed), steps=375,
-        batch_size=32, learning_rates=(5e-4, 1e-3, 2e-3), pooling="mean",
+        "brown", data, teacher, student_of(AutoModelForTokenClassification, teacher), steps=375, batch_size=32,
+        learning_rates=(5e-4, 1e-3, 2e-3), pooling="mean",
         other={"processing_class": tokenizer, "data_collator": collator},
     )  # fmt: skip
 
@@ -194,12 +192,12 @@ def read_idx(file: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def vision_transformer(layers: int, width: int, seed: int) -> PreTrainedModel:
+def vision_transformer() -> PreTrainedModel:
     """A classifier of 28 x 28 images in 16 patches, with random weights."""
-    set_seed(seed)
+    set_seed(0)
     config = ViTConfig(
-        image_size=28, patch_size=7, num_channels=1, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=4, intermediate_size=2 * width, id2label=dict(enumerate(FASHION)),
+        image_size=28, patch_size=7, num_channels=1, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=256, id2label=dict(enumerate(FASHION)),
         label2id={name: index for index, name in enumerate(FASHION)},
     )  # fmt: skip
     return ViTForImageClassification(config)
@@ -220,7 +218,7 @@ def fashion(folder: Path, options: Any) -> Task:
     data = {"train": whole[:12_000], "validation": rows("train", slice(55_000, 58_000)),
             "test": rows("t10k", slice(None))}  # fmt: skip
     teacher = fine_tune(
-        vision_transformer(4, 128, seed=0),
+        vision_transformer(),
         {**data, "train": whole},
         folder / "fashion",
         learning_rate=1e-3,
@@ -228,7 +226,7 @@ def fashion(folder: Path, options: Any) -> Task:
         per_device_train_batch_size=64,
     )
     return Task(
-        "fashion", data, teacher, lambda seed: vision_transformer(4, 36, seed), steps=564, batch_size=64,
+        "fashion", data, teacher, student_of(AutoModelForImageClassification, teacher), steps=564, batch_size=64,
         learning_rates=(1e-3, 2e-3, 4e-3),
     )  # fmt: skip
 
