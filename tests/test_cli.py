@@ -131,6 +131,16 @@ class TestParts:
         pytest.importorskip("onnxruntime")
         assert main(command(place, done, "--json", part=["export"])) == 0
         assert set(json.loads(capsys.readouterr().out)["written"]) == {"onnx", "int8"}
+        models = json.loads((done / "report.json").read_text())["models"]
+        assert set(models) == {"teacher", "student", "baseline", "onnx", "int8"}
+        assert models["onnx"]["fidelity"]["retention"] == models["student"]["fidelity"]["retention"]
+
+    def test_a_student_from_elsewhere_is_reported_without_curves(self, place, done, tmp_path, capsys):
+        more = ["--figures", "false", "--student", str(done / "student")]
+        assert main(command(place, tmp_path, *more, part=["report"])) == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert set(report["models"]) == {"teacher", "student"}
+        assert not report["curves"]
 
 
 class TestMistakes:

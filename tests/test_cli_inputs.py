@@ -83,8 +83,12 @@ def test_data_of_every_kind_gives_a_student_that_opens(place, tmp_path, teacher,
     assert run(place, teacher, data, tmp_path) == 0
     row = str(next((place / "pictures").rglob("*.png"))) if teacher == "image" else CORPUS[70]
     assert hf.pipeline(task, model=str(tmp_path / "student"), device="cpu")(row)
-    shown = json.loads((tmp_path / "report.json").read_text())["mistakes"]
-    assert all(example["picture"].startswith("data:image/png") == (teacher == "image") for example in shown)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert all(
+        example["picture"].startswith("data:image/png") == (teacher == "image") for example in report["mistakes"]
+    )
+    assert report["unit"] == ("words" if teacher == "words" else "rows")
+    assert f"{report['judged']} {report['unit']} of the test data" in (tmp_path / "report.md").read_text()
 
 
 def test_unlabelled_rows_come_with_the_tasks_columns(place, tmp_path, capsys):

@@ -126,7 +126,7 @@ def test_tokens_are_judged_as_if_the_ignored_ones_were_not_there(task):
         wide(sides["student"][0]), wide(sides["teacher"][0]), padded, class_names=dict(enumerate(CLASSES))
     )
     flat = DistillationReport.from_outputs(sides["student"][0], sides["teacher"][0], labels, class_names=CLASSES)
-    assert by_token.by_token
+    assert by_token.unit == "tokens"
     assert by_token.judged == 300
     assert by_token.student.metrics == flat.student.metrics
     assert by_token.student.fidelity == flat.student.fidelity
@@ -225,7 +225,7 @@ def test_the_teacher_itself_keeps_and_absorbs_everything(task):
     }  # fmt: skip
     assert report.class_similarity.absorbed["distilled student"] == pytest.approx([1.0])
     assert report.mistakes == []
-    assert "There is no such row" in report.to_markdown()
+    assert "There are none" in report.to_markdown()
 
 
 def test_a_users_metrics_are_called_as_trainer_calls_them_and_can_be_what_is_retained(task):

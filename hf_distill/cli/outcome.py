@@ -69,9 +69,9 @@ class Outcome:
             logits["student"][read], logits["teacher"][read], labels[read], costs=costs,
             baseline=logits["baseline"][read] if self.baseline is not None else None,
             others={name: each[read] for name, each in ours.items()},
-            class_names=job.task.classes or None, log_history={"student": self._log()},
+            class_names=job.task.classes or None, log_history=self._log(),
             texts=_texts(job.task, test, read), images=_images(job.task, test), notes=notes, layers=self._layers(),
-            temperature=job.stages[0].temperature,
+            temperature=job.stages[0].temperature, unit="words" if job.task.kind == "words" else None,
         )  # fmt: skip
         figures = find_spec("matplotlib") is not None if job.flags.figures is None else job.flags.figures
         report.save(job.folder, figures=figures)
@@ -148,14 +148,16 @@ class Outcome:
         )  # fmt: skip
         return [{name: value for name, value in rows[k].items() if name != "labels"} for k in range(len(part))]
 
-    def _log(self) -> list[dict[str, Any]]:
-        """What was logged in all stages, one after another."""
+    def _log(self) -> dict[str, list[dict[str, Any]]]:
+        """What was logged in all stages, one after another; of a student from elsewhere nothing is known."""
+        if self.made.folder != self.job.folder / "student":
+            return {}
         history: list[dict[str, Any]] = []
         for stage in self.job.stages:
             before = history[-1]["step"] if history else 0
             lines = json.loads((self.job.folder / stage.name / LOG).read_text())
             history += [{**line, "step": line["step"] + before} for line in lines]
-        return history
+        return {"student": history}
 
     def _notes(self, read: np.ndarray) -> list[str]:
         notes = [f"Nothing was chosen on the {len(self.job.data['test']):,} test rows."]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.cli.errors import UserError
-from hf_distill.cli.job import Job
+from hf_distill.cli.job import WITHOUT_TEACHER, Job
 from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.cli.outcome import Outcome
 from hf_distill.export import export_student
 from hf_distill.exported import ExportedStudent
 from hf_distill.recipes import Compressed
+from hf_distill.reports import DistillationReport
 from hf_distill.reports.gradients import gradient_shares
 from hf_distill.students.budget import count, where_parameters_go
 
@@ -81,27 +82,31 @@ def cache(job: Job) -> Result:
 
 def report(job: Job) -> Result:
     """The report on a student that is there: `--student`, or that of `--output_dir`."""
-    made = _existing(job)
-    saved = job.folder / "without_teacher" / "model"
-    baseline = load_model(str(saved), "student") if job.flags.baseline and saved.is_dir() else None
-    job.flags.baseline = baseline is not None
-    outcome = Outcome(job, made, baseline)
-    exported = outcome.exported() if job.flags.export else {}
-    result = outcome.report()
-    _say_files(job, exported)
-    job.say(f"\n{result.quality_table()}\n\nreport: {job.folder / 'report.html'}")
+    outcome = _existing_outcome(job)
+    if job.flags.export:
+        outcome.exported()
+    result = _report(job, outcome)
     return {"written": {"report": str(job.folder / "report.html")}, "report": result.to_dict()}
 
 
+def _report(job: Job, outcome: Outcome) -> DistillationReport:
+    result = outcome.report()
+    _say_files(job, outcome.files)
+    job.say(f"\n{result.quality_table()}\n\nreport: {job.folder / 'report.html'}")
+    return result
+
+
 def export(job: Job) -> Result:
-    """A student that is there as ONNX, in float32 and int8."""
-    folder = Path(job.flags.student or job.folder / "student")
-    load_model(str(folder), "student")
+    """A student that is there as ONNX, in float32 and int8; with teacher and dataset the report tells of them."""
     if job.flags.dataset and job.flags.teacher:
-        exported = Outcome(job, _existing(job)).exported()
+        outcome = _existing_outcome(job)
+        exported = outcome.exported()
+        _report(job, outcome)
     else:
+        folder = Path(job.flags.student or job.folder / "student")
+        load_model(str(folder), "student")
         exported = dict(export_student(str(folder), job.folder / "export", overwrite=True))
-    _say_files(job, exported)
+        _say_files(job, exported)
     return {"written": {name: {**asdict(file), "folder": str(file.folder)} for name, file in exported.items()}}
 
 
@@ -116,6 +121,15 @@ def _existing(job: Job) -> Compressed:
         raise UserError(f"There is no student in {folder}. Name its folder: --student, or make one: hf-distill run.")
     model = load_model(str(folder), "student")
     return Compressed(model, load_processing_class(str(folder), model, required=False), job.task, folder)
+
+
+def _existing_outcome(job: Job) -> Outcome:
+    """A student that is there, beside the one without a teacher where that is there too."""
+    made = _existing(job)
+    saved = job.folder / WITHOUT_TEACHER / "model"
+    baseline = load_model(str(saved), "student") if job.flags.baseline and saved.is_dir() else None
+    job.flags.baseline = baseline is not None
+    return Outcome(job, made, baseline)
 
 
 def _say_files(job: Job, exported: Mapping[str, ExportedStudent]) -> None:

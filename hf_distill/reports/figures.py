@@ -185,7 +185,7 @@ def class_similarity(similarity: ClassSimilarity) -> Figure:
                     axes.text(j, i, f"{value:.1f}" if value < 9.95 else f"{value:.0f}", ha="center", va="center",
                               fontsize=7, color="white" if dark else "#1c2733")  # fmt: skip
     axes.set_facecolor("#f0f0f0")
-    axes.set_ylabel("rows of")
+    axes.set_ylabel("right class")
     axes.set_xlabel("mean probability of")
     _colour_bar(figure, image, axes, "%")
     return figure

@@ -46,7 +46,7 @@ class DistillationReport:
         metric: What retention is about.
         models: The teacher, the student, the baseline where there is one, then others.
         judged: How many rows, or labelled tokens, were judged.
-        by_token: Whether these are tokens.
+        unit: What these are called.
         class_names: Empty for regression.
         class_counts: Rows of each class.
         temperature: Softens the answers under dark knowledge.
@@ -66,7 +66,7 @@ class DistillationReport:
     metric: Metric
     models: list[ModelResult]
     judged: int
-    by_token: bool = False
+    unit: str = "rows"
     class_names: tuple[str, ...] = ()
     class_counts: list[int] = field(default_factory=list)
     temperature: float = 1.0
@@ -105,6 +105,7 @@ class DistillationReport:
         environment: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
         title: str = "Distillation report",
+        unit: str | None = None,
     ) -> DistillationReport:
         """Measure everything that logits tell.
 
@@ -128,6 +129,7 @@ class DistillationReport:
             environment: Versions and device; unset: those of this process.
             notes: Sentences that a reader must know, such as how the test rows were chosen.
             title: Heads the report.
+            unit: What is judged one by one, in the plural; unset: "tokens" where labels are by token, else "rows".
 
         Shape:
             Logits (N, V), labels (N,); by token (N, T, V) and (N, T); regression (N,) or (N, 1), and (N,).
@@ -153,6 +155,7 @@ class DistillationReport:
             environment=environment,
             notes=notes,
             title=title,
+            unit=unit,
             problem=problem,
             class_names=class_names,
             texts=texts,

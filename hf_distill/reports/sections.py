@@ -70,7 +70,7 @@ def _gained(report: DistillationReport) -> Iterator[str]:
     theirs = told(report.metric.name, report.baseline.metrics[report.metric.name])
     errors = []
     if gain.row_error is not None:
-        errors.append(f"{_difference(report, gain.row_error)} over the test rows")
+        errors.append(f"{_difference(report, gain.row_error)} over the test {report.unit}")
     if gain.seed_error is not None:
         errors.append(f"{_difference(report, gain.seed_error)} over seeds")
     size = _difference(report, abs(gain.mean))
@@ -134,7 +134,7 @@ def _keys(report: DistillationReport) -> list[str]:
 
 
 def _judged(report: DistillationReport) -> str:
-    return f"{number(report.judged)} {'tokens' if report.by_token else 'rows'} of the test data"
+    return f"{number(report.judged)} {report.unit} of the test data"
 
 
 def _classes(report: DistillationReport) -> Section | None:
@@ -148,13 +148,12 @@ def _classes(report: DistillationReport) -> Section | None:
         [report.class_names[index], number(report.class_counts[index]), *_class_cells(models, index)]
         for index in (shown if len(seen) > SHOWN_CLASSES else seen)
     ]
-    text = ["Share of right answers among the rows of each class, in per cent."]
+    text = [f"Share of right answers among the {report.unit} of each class, in per cent."]
     if len(seen) > SHOWN_CLASSES:
         text.append(
             f"The {SHOWN_CLASSES} of {len(seen)} classes where the student loses most; all are in report.json."
         )
-    unit = "tokens" if report.by_token else "rows"
-    table = Table(["class", unit, *(model.name for model in models)], rows)
+    table = Table(["class", report.unit, *(model.name for model in models)], rows)
     return Section("Accuracy per class", text, table, figures=["class_retention"])
 
 
@@ -168,7 +167,7 @@ def _dark_knowledge(report: DistillationReport) -> Section | None:
     text = [
         f"The models' answers at temperature {report.temperature:g}. What the teacher gives to wrong classes tells "
         "the student which of them look alike; a label cannot. "
-        + ("The rows were asked for." if report.chosen_rows else "The rows are those where a right teacher says most.")
+        f"The {report.unit} {'were asked for' if report.chosen_rows else 'are those where a right teacher says most'}."
     ]
     return Section("Dark knowledge", text, _answers(report.dark_knowledge), figures=["dark_knowledge"])
 
@@ -191,10 +190,10 @@ def _similarity(report: DistillationReport) -> Section | None:
         return None
     told = "; ".join(f"{name} {spread(values)}" for name, values in similarity.absorbed.items())
     text = [
-        f"The mean answer to the rows of each class, at temperature {similarity.temperature:g}: which classes look "
-        "alike to the teacher. What a student has taken up of it is the correlation of its map with the teacher's off "
-        f"the diagonal: {told}. A student that never saw the teacher finds some of it in the data; the difference is "
-        "the teacher's.",
+        f"The mean answer to the {report.unit} of each class, at temperature {similarity.temperature:g}: which "
+        "classes look alike to the teacher. What a student has taken up of it is the correlation of its map with the "
+        f"teacher's off the diagonal: {told}. A student that never saw the teacher finds some of it in the data; the "
+        "difference is the teacher's.",
         "The pairs that the teacher finds most alike, with the mean probability of the second class:",
     ]
     names = list(similarity.maps)
@@ -204,7 +203,7 @@ def _similarity(report: DistillationReport) -> Section | None:
     return Section(
         "Class similarity",
         text,
-        Table(["rows of → taken for", *names], rows),
+        Table([f"{report.unit} of → taken for", *names], rows),
         figures=["class_similarity", "absorbed"],
     )
 
@@ -212,7 +211,7 @@ def _similarity(report: DistillationReport) -> Section | None:
 def _mistakes(report: DistillationReport) -> Section | None:
     title = "Where the student errs and the teacher does not"
     if not report.mistakes:
-        return Section(title, ["There is no such row."])
+        return Section(title, ["There are none."])
     order = "the largest excess of its error" if not report.class_names else "the largest KL to the teacher"
     text = [f"{len(report.mistakes)} of {number(report.mistake_count)}, {order} first."]
     return Section(title, text, _answers(report.mistakes))
