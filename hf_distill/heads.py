@@ -112,6 +112,10 @@ def _task(model: nn.Module) -> tuple[Any, Mapping[str, Any], str, Any]:
         for task in _TASKS:
             if name in _class_names(task[1]) or name.endswith(task[2]):
                 return task
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "A model that torch.compile(model) wraps cannot be used. Compile it in place: model.compile()."
+        )
     raise ValueError(
         f"{classes[0]} is of no task that can be distilled: it needs a head for sequence, token, image or audio "
         "classification, multiple choice, question answering, masked or causal language modelling. Load it with the "

@@ -212,3 +212,29 @@ def test_a_teacher_quantised_by_torchao_itself(folder, make_trainer):
     trained_student(make_trainer, teacher)
     with pytest.raises(ValueError, match="a student needs plain floating-point weights"):
         create_student(teacher, num_hidden_layers=2)
+
+
+def test_a_teacher_that_is_compiled_in_place_teaches_the_same(make_trainer, tmp_path):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def loss(compiled):
+        task = tiny_task("single_label")
+        if compiled:
+            task.teacher.compile(backend=backend, dynamic=True)
+        cache = {"teacher_cache_dir": str(tmp_path / str(compiled)), "teacher_dtype": "float32"}
+        return make_trainer(task, max_steps=3, **cache).train().training_loss
+
+    plain = loss(compiled=False)
+    assert not graphs
+    assert loss(compiled=True) == pytest.approx(plain, rel=1e-6)
+    assert graphs
+
+
+def test_a_wrapped_teacher_is_told_how_to_compile(make_trainer):
+    task = tiny_task("single_label")
+    with pytest.raises(ValueError, match=r"Compile it in place: model\.compile\(\)"):
+        make_trainer(task, teacher_model=torch.compile(task.teacher, backend="eager"))

@@ -1,4 +1,4 @@
-"""Does `torch.compile` make the teacher's one pass cheaper? A cache is filled by the same teacher, as it is and compiled.
+"""Does `torch.compile` make the teacher's one pass cheaper? A cache is filled by one teacher, as it is and compiled.
 
 CPU time of one process on one thread, variants interleaved round by round. The first fill contains the compiling.
 """
