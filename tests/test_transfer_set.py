@@ -296,3 +296,15 @@ class TestImageRows:
     def test_labels_come_only_with_the_images_themselves(self):
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1
         assert "labels" not in ImageRows(self.TASK, self.ROWS, None, views=2)[1]
+
+    @pytest.mark.parametrize("images", [0, 4, 6])
+    def test_as_many_images_as_there_is_room_for_are_processed_once_and_never_changed(self, images, monkeypatch):
+        read = [row["pixel_values"] for row in ImageRows(self.TASK, self.ROWS, None, views=3)]
+        monkeypatch.setattr("hf_distill.transfer.views.KEPT_BYTES", images * 8 * 8 * 4 + 1)
+        whole, processed = ImageRows._processed, []
+        monkeypatch.setattr(ImageRows, "_processed", lambda self, row: processed.append(row) or whole(self, row))
+        rows = ImageRows(self.TASK, self.ROWS, None, views=3)
+        for _ in range(2):
+            for k in range(len(rows)):
+                assert torch.equal(rows[k]["pixel_values"], read[k])
+        assert sorted(row for row in range(6) if processed.count(row) == 1) == list(range(images))

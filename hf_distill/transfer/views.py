@@ -10,6 +10,8 @@ from datasets import Dataset
 
 from hf_distill.tasks import Task
 
+KEPT_BYTES = 1 << 30  # of images that stay in memory once they are processed: a small student waits for them
+
 
 class ImageRows(torch.utils.data.Dataset):
     """Images through their processor: every row as it is, then each again in other views.
@@ -39,11 +41,15 @@ class ImageRows(torch.utils.data.Dataset):
         self.task, self.dataset, self.processing_class = task, dataset.with_format(None), processing_class
         self.views, self.mirror, self.seed = views, mirror, seed
         self.labels = task.labels(dataset) if views == 1 else None
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = KEPT_BYTES
 
     def __len__(self) -> int:
         return self.views * len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} images, got the index {index}.")
         view, row = divmod(index, len(self.dataset))
         pixels = self._pixels(row)
         if view:
@@ -57,6 +63,15 @@ class ImageRows(torch.utils.data.Dataset):
         return {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels)), **labels}
 
     def _pixels(self, row: int) -> np.ndarray:
+        kept = self._kept.get(row)
+        if kept is None:
+            kept = self._processed(row)
+            if kept.nbytes <= self._room:
+                self._kept[row] = kept
+                self._room -= kept.nbytes
+        return kept
+
+    def _processed(self, row: int) -> np.ndarray:
         image = self.dataset[row][self.task.inputs[0]]
         if self.processing_class is None or self.task.inputs[0] == "pixel_values":
             return np.asarray(image, np.float32)
