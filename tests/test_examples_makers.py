@@ -98,3 +98,10 @@ def test_another_or_a_missing_file_is_refused(fashion, tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x0d\x01abcd"))
     with pytest.raises(SystemExit, match="no IDX file"):
         fashion.fashion_mnist(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["make_brown_tags", "make_fashion_mnist", "make_movie_sentences"])
+def test_without_a_source_and_a_target_the_usage_is_shown(maker, monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=rf"python (examples/data/)?{name}\.py"):
+        maker(name).main()

@@ -78,6 +78,8 @@ def brown_tags(folder: Path) -> DatasetDict:
 
 def main() -> None:
     """Read the folder named first, write the one named second."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
     source, target = map(Path, sys.argv[1:])
     data = brown_tags(source)
     data.save_to_disk(target)

@@ -63,6 +63,8 @@ def fashion_mnist(folder: Path, validation: int = VALIDATION) -> DatasetDict:
 
 def main() -> None:
     """Read the folder named first, write the one named second."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
     source, target = map(Path, sys.argv[1:])
     data = fashion_mnist(source)
     data.save_to_disk(target)

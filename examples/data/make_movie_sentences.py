@@ -48,6 +48,8 @@ def to_csv(ground_truth: str) -> str:
 
 def main() -> None:
     """Read the archive named first, write the compressed file named second."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
     archive, target = map(Path, sys.argv[1:])
     content = to_csv(read_ground_truth(archive)).encode("utf-8")
     # No time and no name in the header: making the file twice gives the same bytes.
