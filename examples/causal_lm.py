@@ -220,9 +220,9 @@ def finish_card(
     searched = "chosen on validation documents" if len(options.learning_rates) > 1 else "not searched"
     rates = ", ".join(f"{name} {lines[name]['learning_rate']:g}" for name in (DISTILLED, ALONE))
     notes = (
-        f"Cross-entropy in nats per predicted token, of blocks of {options.length} tokens of {documents} test documents "
-        f"that nothing was chosen on. {gained(lines)} Both students started from the weights of the second line and had "
-        f"the same blocks of text in the same order. Peak learning rates, {searched}: {rates}."
+        f"Cross-entropy in nats per predicted token, of blocks of {options.length} tokens of {documents} test "
+        f"documents that nothing was chosen on. {gained(lines)} Both students started from the weights of the second "
+        f"line and had the same blocks of text in the same order. Peak learning rates, {searched}: {rates}."
     )
     complete_card(
         options.output_dir, results, notes, **origin(options.teacher),

@@ -212,7 +212,7 @@ def finish_card(job: Job, lesson: Lesson, lines: list[Result]) -> None:
         f"DistilBERT's losses for {job.steps} steps of {job.batch_size * job.gradient_accumulation_steps} rows by "
         "`examples/distilbert.py` of hf_distill.",
         limits="A demonstration of a recipe, not a model to use: its teacher and itself were trained for "
-        f"{job.teacher_steps} and {job.steps} steps on text of one kind, and what they put into a mask is often a mere "
+        f"{job.teacher_steps} and {job.steps} steps on text of one kind, and what they fill in is often merely a "
         f"frequent word. It was asked about rows of at most {job.max_length} tokens. No learning rate was searched.",
     )  # fmt: skip
 
