@@ -211,9 +211,9 @@ def finish_card(job: Job, lesson: Lesson, lines: list[Result]) -> None:
         description="A DistilBERT that was cut from its teacher (blocks, embeddings and head) and then trained on "
         f"DistilBERT's losses for {job.steps} steps of {job.batch_size * job.gradient_accumulation_steps} rows by "
         "`examples/distilbert.py` of hf_distill.",
-        limits="A demonstration of a recipe, not a model to use: its teacher and itself were trained for "
-        f"{job.teacher_steps} and {job.steps} steps on text of one kind, and what they fill in is often merely a "
-        f"frequent word. It was asked about rows of at most {job.max_length} tokens. No learning rate was searched.",
+        limits=f"A demonstration of a recipe, not a model to use: after {job.steps} steps on text of one kind it often "
+        f"fills in a frequent word that fits nothing. It was asked about rows of at most {job.max_length} tokens. No "
+        "learning rate was searched.",
     )  # fmt: skip
 
 
