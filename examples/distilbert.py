@@ -10,7 +10,7 @@ r"""The recipe of DistilBERT (Sanh et al., 2019) on a small scale: half a BERT l
    last hidden states, under masks that are drawn anew in every epoch; the same student, from the same weights and for
    as many steps, learns from the masked-LM loss alone.
 4. One table compares them on the same masks in test rows that nothing was chosen on; `out/student` is ready for
-   `pipeline("fill-mask", model="out/student")`.
+   `pipeline("fill-mask", model="out/student")`, its card with the table beside it.
 
 The defaults gave (2026-11-23, fp32, one seed, 1,650 masks; about 5 minutes of one core's time):
 
@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,10 @@ from _masked_lm import (
     token_counts,
     tokenize,
 )
-from _movie_data import minilm_folder
-from _results import Result, table
-from _sentence_job import DISTILLED, LABELS_ONLY, Clock, option
+from _masked_lm_job import RANDOM, Job
+from _movie_data import minilm_folder, origin
+from _results import Result, complete_card, name_of, table, write_card
+from _sentence_job import DISTILLED, LABELS_ONLY, Clock
 from _training import precision, train
 from datasets import DatasetDict
 from torch import Tensor
@@ -73,7 +74,6 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DistilBertForMaskedLM,
     HfArgumentParser,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -82,65 +82,10 @@ from transformers import (
 )
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.reports.card_facts import facts_of
 from hf_distill.reports.measure import count_parameters
 from hf_distill.students import create_distilbert
 from hf_distill.teachers.loading import has_fast_bf16
-
-RANDOM = "random weights, no teacher"
-
-
-@dataclass
-class Job:
-    """What to run. The defaults of the losses and the optimiser are those of the authors' scripts."""
-
-    output_dir: str = option("out/distilbert", "Where the student goes.")
-    seeds: int = option(1, "How many times the students are trained; above 1 the spread is added.")
-
-    teacher: str | None = option(None, "Name or folder of a BERT; the MiniLM package if unset.")
-    teacher_steps: int = option(120, "Masked-LM steps that the teacher is trained for; 0 takes it as it is.")
-    teacher_learning_rate: float = option(5e-4, "Learning rate of the teacher.")
-
-    dataset: str | None = option(None, "Name or folder of a dataset; the movie sentences if unset.")
-    dataset_config: str | None = option(None, "Configuration of the dataset.")
-    text_column: str = option("text", "The dataset's column of texts.")
-    max_length: int = option(40, "Tokens of a row; a longer text becomes several.")
-    max_eval_rows: int = option(500, "Test on the first rows only.")
-    evaluate_on: str = option("test", "The split of the table; choose settings on 'validation'.")
-
-    student_layers: int | None = option(None, "Blocks that are kept; half of them if unset.")
-    blocks: list[int] = field(default_factory=list, metadata={"help": "Which blocks are kept instead, from 0."})
-    keep_first_segment: bool = option(True, "Keep the embedding of token type 0, which the authors dropped.")
-    random_student: bool = option(False, "Whether to train the student from random weights too.")
-    steps: int = option(40, "Training steps of every student.")
-    batch_size: int = option(16, "Rows of a step on one device.")
-    gradient_accumulation_steps: int = option(1, "Batches of a step.")
-    learning_rate: float = option(5e-4, "Peak learning rate of the distilled student.")
-    masked_lm_learning_rate: float = option(5e-4, "Peak learning rate of the students without a teacher.")
-    mask_share: float = option(0.15, "Share of the tokens that are to be filled.")
-    temperature: float = option(2.0, "Softens the soft targets.")
-    soft_target_weight: float = option(5.0, "Weight of the soft targets.")
-    hard_label_weight: float = option(2.0, "Weight of the masked-LM loss.")
-    cosine_weight: float = option(1.0, "Weight of the cosine distance of the last hidden states.")
-    soft_target_positions: str = option("all", "Soft targets at 'all' tokens, or only at the masks ('labels').")
-
-    def losses(self, name: str) -> dict[str, Any]:
-        """Learning rate and losses of a student; without a teacher the masked-LM loss alone."""
-        if name != DISTILLED:
-            return {
-                "learning_rate": self.masked_lm_learning_rate,
-                "soft_target_weight": 0.0,
-                "hard_label_weight": 1.0,
-            }
-        return {
-            "learning_rate": self.learning_rate,
-            "temperature": self.temperature,
-            "soft_target_weight": self.soft_target_weight,
-            "soft_target_positions": self.soft_target_positions,
-            "hard_label_weight": self.hard_label_weight,
-            "hidden_state_weight": self.cosine_weight,
-            "hidden_state_distance": "cosine",
-            "layer_mapping": {-1: -1},
-        }
 
 
 @dataclass
@@ -224,8 +169,8 @@ def random_student(job: Job, lesson: Lesson, seed: int) -> DistilBertForMaskedLM
     return student
 
 
-def train_student(job: Job, lesson: Lesson, name: str, seed: int) -> PreTrainedModel:
-    """One student from its starting weights; every one sees the same rows and masks in the same order."""
+def train_student(job: Job, lesson: Lesson, name: str, seed: int) -> DistillationTrainer:
+    """The trainer of one student, from its starting weights; all see the same rows and masks in the same order."""
     student = random_student(job, lesson, seed) if name == RANDOM else new_student(job, lesson)
     collator = DataCollatorForLanguageModeling(lesson.tokenizer, mlm_probability=job.mask_share, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +183,38 @@ def train_student(job: Job, lesson: Lesson, name: str, seed: int) -> PreTrainedM
             teacher_model=lesson.teacher if name == DISTILLED else None,
         )
         train(trainer)
-    return student
+    return trainer
+
+
+def save(trainer: DistillationTrainer, job: Job) -> None:
+    """The student with its tokenizer, and its card as far as the trainer knows it."""
+    folder, config = Path(job.output_dir) / "student", trainer.model.config
+    trainer.model.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    data = name_of(job.dataset) if job.dataset else "film reviews of vaderSentiment 3.3.2"
+    write_card(folder, facts_of(trainer, model_name=f"DistilBERT, {config.n_layers} x {config.dim}", dataset=data))
+
+
+def finish_card(job: Job, lesson: Lesson, lines: list[Result]) -> None:
+    """The card with the table, and what the trainer does not know."""
+    asked = f"{sum(int((batch['labels'] != -100).sum()) for batch in lesson.masks):,} masks in {job.evaluate_on} rows"
+    notes = (
+        f"{asked}, the same for all. Cross-entropy is in nats a mask, agreement the share of masks that are filled as "
+        "the teacher fills them; the first line knows how frequent words are and reads nothing. Both students started "
+        "from the weights of the third line and had the same rows, masks and number of steps"
+        + (f"; seeds: {job.seeds}, mean ± standard deviation." if job.seeds > 1 else "; one seed.")
+    )
+    made = f"after {job.teacher_steps} steps of masked-LM training"
+    complete_card(
+        Path(job.output_dir) / "student", lines, notes,
+        **(origin(job.teacher, made) if job.teacher_steps else {}),
+        description="A DistilBERT that was cut from its teacher (blocks, embeddings and head) and then trained on "
+        f"DistilBERT's losses for {job.steps} steps of {job.batch_size * job.gradient_accumulation_steps} rows by "
+        "`examples/distilbert.py` of hf_distill.",
+        limits=f"A demonstration of a recipe, not a model to use: after {job.steps} steps on text of one kind it often "
+        f"fills in a frequent word that fits nothing. It was asked about rows of at most {job.max_length} tokens. No "
+        "learning rate was searched.",
+    )  # fmt: skip
 
 
 def run_students(job: Job, lesson: Lesson, right: Filled, say: Clock) -> list[Result]:
@@ -247,12 +223,11 @@ def run_students(job: Job, lesson: Lesson, right: Filled, say: Clock) -> list[Re
     for name in (DISTILLED, LABELS_ONLY, *([RANDOM] if job.random_student else [])):
         line = Result(name, [])
         for seed in range(job.seeds):
-            student = train_student(job, lesson, name, seed)
-            fill_masks(student, lesson.masks).score(line, right)
-            line.parameters = count_parameters(student)
+            trainer = train_student(job, lesson, name, seed)
+            fill_masks(trainer.model, lesson.masks).score(line, right)
+            line.parameters = count_parameters(trainer.model)
             if name == DISTILLED and seed == 0:
-                student.save_pretrained(Path(job.output_dir) / "student")
-                lesson.tokenizer.save_pretrained(Path(job.output_dir) / "student")
+                save(trainer, job)
             say(f"{name}, seed {seed}: cross-entropy {line.cross_entropy[-1]:.3f}")
         lines.append(line)
     return lines
@@ -276,6 +251,7 @@ def main(argv: list[str] | None = None) -> list[Result]:
     for line, filled in untrained:
         filled.score(line, right)
     lines = [line for line, _ in untrained] + run_students(job, lesson, right, say)
+    finish_card(job, lesson, lines)
     print(f"\n{table(lines)}\n")
     fill = pipeline("fill-mask", model=str(Path(job.output_dir) / "student"))
     for text in ("It is a very [MASK] film.", "The actors are [MASK]."):

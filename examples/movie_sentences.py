@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ import datasets
 import torch
 import transformers
 from _evaluation import measure, score, tfidf_baseline
-from _movie_data import MINILM_HUB_NAME, MINILM_SHA256, minilm_folder, movie_sentences, named_dataset
-from _results import Result, complete_card, table, write_card
+from _movie_data import minilm_folder, movie_sentences, named_dataset, origin
+from _results import Result, complete_card, name_of, table, write_card
 from _sentence_job import DISTILLED, LABELS_ONLY, Clock, Job, percents
 from _sentence_models import (
     Lesson,
@@ -46,7 +46,6 @@ from _sentence_models import (
 from _sentence_search import search
 from datasets import DatasetDict
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
@@ -56,7 +55,6 @@ from transformers import (
 
 from hf_distill import DistillationTrainer
 from hf_distill.reports.card_facts import facts_of
-from hf_distill.reports.sources import inherited_license, source_of
 from hf_distill.teachers.loading import has_fast_bf16
 
 FOLDERS = {DISTILLED: "student", LABELS_ONLY: "student_without_teacher"}
@@ -150,24 +148,17 @@ def save_student(trainer: DistillationTrainer, folder: Path, tokenizer: PreTrain
     facts = facts_of(
         trainer,
         model_name=f"Sentence classifier, {job.student_layers} x {job.student_hidden_size}",
-        dataset=job.dataset or "film reviews of vaderSentiment 3.3.2",
+        dataset=name_of(job.dataset) if job.dataset else "film reviews of vaderSentiment 3.3.2",
     )
     write_card(folder, facts)
 
 
 def card_changes(job: Job) -> dict[str, Any]:
     """What the card says that the trainer does not know: the teacher's logits came to it as a column."""
-    if job.teacher is None:
-        origin = source_of(AutoConfig.from_pretrained(minilm_folder()), "all-MiniLM-L6-v2, fine-tuned")
-        teacher, base = replace(origin, revision=f"sha256:{MINILM_SHA256}"), [MINILM_HUB_NAME]
-        data = "10,605 rated sentences of film reviews (vaderSentiment 3.3.2, MIT)"
-    else:
-        teacher, base = source_of(AutoConfig.from_pretrained(job.teacher), f"{job.teacher}, fine-tuned"), []
-        data = job.dataset or "film reviews"
+    rated = "10,605 rated sentences of film reviews (vaderSentiment 3.3.2, MIT)"
+    data = name_of(job.dataset) if job.dataset else rated
     return {
-        "teachers": [replace(teacher, hub_id=None)],  # the teacher is not what lies there, but was made from it
-        "base_models": [teacher.hub_id] if teacher.hub_id else base,
-        "license": inherited_license(None, [teacher]),
+        **origin(job.teacher, "fine-tuned"),
         "description": f"A BERT classifier of {job.student_layers} layers x {job.student_hidden_size} on its "
         "teacher's vocabulary, trained from random weights by `examples/movie_sentences.py` of hf_distill on "
         f"{data}. The best epoch was chosen on validation rows, the results below are of test rows that nothing was "

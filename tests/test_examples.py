@@ -9,6 +9,11 @@ import pytest
 import tokenizers
 import torch
 import transformers as hf
+import yaml
+from card_schema import problems
+
+from hf_distill.reports.card_facts import CardFacts
+from hf_distill.reports.model_card import render
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = [f"word{i}" for i in range(20)]
@@ -22,6 +27,18 @@ def example(monkeypatch):
     yield import_module
     hf.logging.set_verbosity(verbosity)
     hf.logging.enable_progress_bar()
+
+
+def facts_of_card(folder):
+    """What the card of a saved student says, after checks that the card is made of it and the Hub would take it."""
+    facts, text = (
+        CardFacts.from_dict(json.loads((folder / "card.json").read_text())),
+        (folder / "README.md").read_text(),
+    )
+    assert text == str(render(facts))
+    assert problems(yaml.safe_load(text.split("---\n")[1])) == []
+    assert str(folder.parent) not in text  # where things lie on this machine
+    return facts
 
 
 @pytest.fixture
@@ -81,6 +98,10 @@ class TestDistilBert:
         assert isinstance(student, hf.DistilBertForMaskedLM)
         assert student.config.n_layers == 2
         assert hf.pipeline("fill-mask", model=str(out / "student"))("word1 [MASK]")
+        facts = facts_of_card(out / "student")
+        assert facts.teachers[0].name == "bert, after 3 steps of masked-LM training"
+        assert "| same student, no teacher " in facts.results
+        assert "5 * soft" in facts.equation
 
     def test_a_teacher_without_a_head_is_not_taken_as_it_is(self, example, bert, corpus, tmp_path):
         arguments = ["--teacher", bert, "--dataset", corpus, "--teacher_steps", "0", "--output_dir", str(tmp_path)]
@@ -125,19 +146,64 @@ class TestDistilBert:
         assert ours.answers.tolist() == known.answers.tolist() == [24] * len(known.labels)
 
 
+class TestDigits:
+    """And the chain of assistants, which is taught on the same images."""
+
+    @pytest.fixture
+    def few(self, example, monkeypatch):
+        pytest.importorskip("sklearn")
+        digits, assistants = example("digits"), example("assistants")
+        rows = {name: rows[:40] for name, rows in digits.digits().items()}
+        for script in (digits, assistants):
+            monkeypatch.setattr(script, "digits", lambda: rows)
+        return digits, assistants
+
+    def test_every_image_is_in_one_split(self, example):
+        images = pytest.importorskip("sklearn.datasets").load_digits()
+        data = example("digits").digits()
+        assert {name: len(rows) for name, rows in data.items()} == {"train": 1000, "validation": 200, "test": 597}
+        ours = [
+            (*(row["pixel_values"].flatten() * 8 + 8).tolist(), int(row["labels"])) for r in data.values() for row in r
+        ]
+        assert sorted(ours) == sorted((*image, label) for image, label in zip(images.data, images.target, strict=True))
+
+    def test_the_card_has_both_students_and_no_licence_of_a_teacher_that_has_none(self, few, tmp_path):
+        digits, _ = few
+        lines = digits.main(["--epochs", "1", "--teacher_epochs", "1", "--output_dir", str(tmp_path)])
+        assert [line.name for line in lines] == ["teacher", "distilled student", "same student, no teacher"]
+        facts = facts_of_card(tmp_path / "student")
+        assert "| same student, no teacher " in facts.results
+        assert facts.teachers[0].name == digits.TEACHER_NAME
+        assert facts.license.license is None
+        assert hf.AutoModelForImageClassification.from_pretrained(tmp_path / "student").config.num_labels == 10
+
+    def test_the_end_of_a_chain_is_saved_with_its_last_teacher(self, few, tmp_path):
+        _, assistants = few
+        flags = ["--sizes", "2x8", "1x8", "1x4", "--epochs", "1", "--seeds", "1"]
+        lines = assistants.main([*flags, "--output_dir", str(tmp_path)])
+        assert [line.name for line in lines] == [
+            "2x8, labels alone (teacher)", "1x8, from 2x8", "1x4, from 1x8", "1x4, from 2x8 directly",
+            "1x4, labels alone",
+        ]  # fmt: skip
+        facts = facts_of_card(tmp_path / "student")
+        assert facts.teachers[0].name == "the 1x8 assistant of the same script"
+        assert facts.title == "Digits, 1 x 4 vision transformer"
+        assert "| 1x4, labels alone " in facts.results
+
+
 class TestHyperparameterSearch:
     @pytest.fixture
     def script(self, example, monkeypatch):
         pytest.importorskip("sklearn")
         pytest.importorskip("optuna")
         script = example("hyperparameter_search")
-        few = {name: rows[:64] for name, rows in script.splits().items()}
-        monkeypatch.setattr(script, "splits", lambda: few)
+        few = {name: rows[:64] for name, rows in script.digits().items()}
+        monkeypatch.setattr(script, "digits", lambda: few)
         return script
 
     def test_the_teacher_is_asked_once_whatever_the_number_of_trials(self, script, tmp_path, monkeypatch):
         monkeypatch.setattr("hf_distill.teachers.loading.has_fast_bf16", lambda device: False)  # else some rows twice
-        teacher, data, rows = script.vision_transformer(**script.TEACHER, seed=0), script.splits(), []
+        teacher, data, rows = script.vision_transformer(**script.TEACHER, seed=0), script.digits(), []
         teacher.register_forward_pre_hook(
             lambda _, args, inputs: rows.append(len(inputs["pixel_values"])), with_kwargs=True
         )
@@ -155,9 +221,14 @@ class TestHyperparameterSearch:
         study, lines = script.main([*flags, "--output_dir", str(tmp_path)])
         shown = json.loads((tmp_path / "trials.json").read_text())
         assert study.best_value == max(trial["validation_accuracy"] for trial in shown)
-        assert [line.name for line in lines] == ["teacher", "student, chosen settings", "student, defaults"]
+        assert [line.name for line in lines] == [
+            "teacher", "student, chosen settings", "student, defaults", "same student, no teacher",
+        ]  # fmt: skip
         assert "validation accuracy %" in capsys.readouterr().out
         assert hf.AutoModelForImageClassification.from_pretrained(tmp_path / "student").config.num_labels == 10
+        facts = facts_of_card(tmp_path / "student")
+        assert facts.arguments["learning_rate"] == study.best_params["learning_rate"]
+        assert "| same student, no teacher " in facts.results
 
     def test_a_missing_optuna_is_told_with_the_way_to_get_it(self, script, monkeypatch, tmp_path):
         monkeypatch.setattr(script, "find_spec", lambda name: None)
@@ -193,6 +264,20 @@ class TestCausalLM:
         assert len({tuple(line["test"]) for line in lines.values()}) == 4
         assert "nats per token (mean and standard error" in capsys.readouterr().out
         assert json.loads((tmp_path / "out.json").read_text())["lines"].keys() == lines.keys()
+
+    def test_the_distilled_student_is_saved_with_its_card(self, example, flags, tmp_path):
+        script, out = example("causal_lm"), tmp_path / "out"
+        lines = script.main([*flags, "--output_dir", str(out)])
+        student = hf.AutoModelForCausalLM.from_pretrained(out)
+        data = example("_lm_data")
+        tokenizer = hf.AutoTokenizer.from_pretrained(out)
+        parts = data.split_documents(data.read_documents(tmp_path / "text"), 2, 4)
+        test = data.blocks(parts["test"], tokenizer, 16, 4)
+        assert script.losses(student, test, 4) == pytest.approx(lines[script.DISTILLED]["test"], rel=1e-5)
+        facts = facts_of_card(out)
+        assert facts.teachers[0].name == "llama"
+        assert f"| {script.ALONE} " in facts.results
+        assert script.gained(lines) in facts.results
 
     def test_perplexity_is_that_of_the_loss_that_transformers_computes(self, example, flags):
         script = example("causal_lm")

@@ -11,8 +11,9 @@ import yaml
 from card_schema import problems
 from datasets import Dataset, Split
 
-from hf_distill import DistillationTrainer, Schedule
+from hf_distill import DistillationTrainer, Schedule, losses
 from hf_distill.losses import HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.reports.card_facts import CardFacts, facts_of
 from hf_distill.reports.model_card import render
 from hf_distill.reports.sources import conditions
@@ -59,6 +60,12 @@ class TestGolden:
         facts = facts_of(make_trainer(task, hidden_state_weight=1.0), license="mit")
         assert CardFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
 
+    def test_json_has_no_numbers_for_keys_but_the_card_is_the_same(self, make_trainer):
+        facts = facts_of(make_trainer(tiny_task("single_label"), hidden_state_weight=1.0, layer_mapping={-1: -1}))
+        text = str(render(facts))
+        assert "    layer_mapping={-1: -1},\n" in text
+        assert str(render(CardFacts.from_dict(json.loads(json.dumps(facts.to_dict()))))) == text
+
 
 @pytest.mark.parametrize(
     "broken",
@@ -71,6 +78,15 @@ class TestGolden:
 )  # fmt: skip
 def test_the_schema_refuses(broken):
     assert problems(broken)
+
+
+def test_every_source_of_a_loss_is_bibtex_with_one_field_a_line():
+    entry = re.compile(r"@(article|inproceedings)\{\w+,\n(  (\w+)=\{[^{}\n]+\},\n)+  year=\{\d{4}\}\n\}")
+    soft = [SoftTargetLoss(divergence=name, standardize=True) for name in DIVERGENCES]
+    citations = [getattr(losses, name).citation for name in losses.__all__ if name.endswith("Loss")]
+    told = {text for citation in [*citations, *(loss.citation for loss in soft)] for text in citation.split("\n\n")}
+    assert len(told - {""}) > 12
+    assert [text for text in told - {""} if not entry.fullmatch(text)] == []
 
 
 class TestEveryTask:

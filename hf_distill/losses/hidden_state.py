@@ -63,8 +63,9 @@ class HiddenStateLoss(DistillationLoss):
     over: Over = "tokens"
     citation = """@inproceedings{jiao2020tinybert,
   title={TinyBERT: Distilling BERT for Natural Language Understanding},
-  author={Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin and Wang, Fang
-  and Liu, Qun}, booktitle={Findings of EMNLP},
+  author={Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin and Wang, Fang \
+and Liu, Qun},
+  booktitle={Findings of EMNLP},
   year={2020}
 }"""
 

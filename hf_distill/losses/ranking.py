@@ -44,8 +44,9 @@ class RankingLoss(ResponseLoss):
     temperature: float
     citation = """@inproceedings{burges2005learning,
   title={Learning to Rank using Gradient Descent},
-  author={Burges, Chris and Shaked, Tal and Renshaw, Erin and Lazier, Ari and Deeds, Matt and Hamilton, Nicole and
-  Hullender, Greg}, booktitle={ICML},
+  author={Burges, Chris and Shaked, Tal and Renshaw, Erin and Lazier, Ari and Deeds, Matt and Hamilton, Nicole \
+and Hullender, Greg},
+  booktitle={ICML},
   year={2005}
 }"""
 

@@ -159,8 +159,13 @@ def _literal(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)}: {_literal(entry)}" for key, entry in value.items()) + "}"
     return "[" + ", ".join(map(_literal, value)) + "]" if isinstance(value, list) else repr(value)
+
+
+def _key(key: Any) -> str:
+    """Layers are numbers, but JSON knows no other keys than strings."""
+    return key if isinstance(key, str) and key.removeprefix("-").isdecimal() else _literal(key)
 
 
 def _linked(source: Source) -> str:
