@@ -9,8 +9,18 @@ Where a student is much smaller than its teacher, a model between them may teach
 its answers and the labels; the last of them also directly from the first, from the same weights and for as many steps,
 and from the labels alone. The assistants are extra training that the direct student does without.
 
-A demonstration on scikit-learn's handwritten digits, see `digits.py`: nothing was tuned for either side, and a
-difference of a few images says nothing. The last line tells how large it is beside its spread over the seeds.
+The defaults gave (2026-11-25; two seeds, 597 test images):
+
+    model                         accuracy %  parameters
+    4x64, labels alone (teacher)  94.5 ± 1.7     136,138
+    3x32, from 4x64               95.2 ± 1.3      26,762
+    2x12, from 3x32               87.4 ± 4.7       2,998
+    2x12, from 4x64 directly      84.8 ± 7.2       2,998
+    2x12, labels alone            92.5 ± 0.6       2,998
+
+The assistant brought 2.6 points (standard deviation over the seeds 2.5) over the direct way, but the labels alone
+taught this smallest student better than either: in as many steps, soft targets of temperature 4 want a higher learning
+rate or more of them (see `digits.py`). Nothing was tuned for any line, and a difference of a few images says nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +36,8 @@ from _results import Result, complete_card, percent, table
 from _sentence_job import LABELS_ONLY, Clock
 from _training import train
 from digits import (
+    DESCRIPTION,
+    LIMITS,
     LOSSES,
     STUDENT_EPOCHS,
     STUDENT_LEARNING_RATE,
@@ -122,10 +134,9 @@ def finish_card(options: argparse.Namespace, results: list[Result], told: str) -
     )
     complete_card(
         options.output_dir / "student", results, notes,
-        description="A vision transformer that reads handwritten digits of 8 x 8 pixels, trained from random weights "
-        f"by `examples/assistants.py` of hf_distill at the end of a chain: {', then '.join(options.sizes)}.",
-        limits="A demonstration: it reads digits that are cut out, centred and scaled to 8 x 8 pixels as its training "
-        "images are. Learning rate and epochs were chosen for another size of student, nothing for the chain.",
+        description=f"{DESCRIPTION} `examples/assistants.py` of hf_distill at the end of a chain: "
+        f"{', then '.join(options.sizes)}.",
+        limits=f"{LIMITS} Learning rate and epochs were chosen for another size of student, nothing for the chain.",
     )  # fmt: skip
 
 

@@ -205,7 +205,10 @@ def save(trainer: Trainer, options: argparse.Namespace) -> None:
     """The student with its tokenizer, and its card as far as the trainer knows it."""
     trainer.save_model(str(options.output_dir))
     data = options.dataset or (options.text.name if options.text else "film reviews of vaderSentiment 3.3.2")
-    write_card(options.output_dir, facts_of(trainer, model_name="Causal language model", dataset=data))
+    write_card(
+        options.output_dir,
+        facts_of(trainer, model_name=f"Causal language model, {len(options.layers)} blocks", dataset=data),
+    )
 
 
 def finish_card(

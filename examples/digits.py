@@ -1,15 +1,31 @@
 """Distil an image classifier: nothing in hf_distill is tied to text. Less than a minute on a CPU.
 
     pip install scikit-learn
-    python examples/digits.py
+    python examples/digits.py --output_dir out
 
-A small vision transformer learns scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels):
-the teacher. A student some ten times smaller learns from its answers, its hidden states and the
-labels; the same student, from the same weights and for as many steps, from the labels alone.
+A small vision transformer learns scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels): the teacher. A
+student some ten times smaller learns from its answers and the labels; the same student, from the same weights and for
+as many steps, from the labels alone. The distilled student and its card are saved in `out/student`.
 
-A demonstration, not a benchmark: there is no validation split, batch size, learning rates and the
-teacher's epochs were changed once, for speed, after the test accuracies of earlier settings had been
-seen, and one seed says little.
+`--seeds 3` gave (2026-11-25; mean and standard deviation over the students' seeds, 597 test images):
+
+    model                     accuracy %  retention %  agreement %  parameters
+    teacher                         97.2                               136,138
+    distilled student         95.8 ± 0.9   98.6 ± 0.9   94.4 ± 0.6      10,594
+    same student, no teacher  95.1 ± 1.3   97.9 ± 1.3   93.7 ± 1.1      10,594
+
+The teacher's gain is smaller than the spread: 1,000 labels say nearly all that there is to learn here. All settings
+were chosen on 200 validation images (`--evaluate_on validation`; mean of seeds 0 to 2, the teacher's of 0 and 1, in a
+plain loop with the same settings):
+
+- teacher: 90.2 % after 15 epochs at 3e-3, 96.8 % after 40, there at 1e-3 too (98.5 % with seed 0, which was taken).
+  Shifting the images by a pixel made it worse (80.8 % after 40 epochs at 3e-3): a pixel is much on 8 x 8;
+- student without a teacher: 89.7 % after 20 epochs; after 40, 95.2 % at 2.5e-3 and at 5e-3, 93.8 % at 1e-2;
+- distilled student: 85.7 % after 20 epochs at 5e-3, 89.7 % at 1e-2, so that in few steps this teacher does not help;
+  after 40, 94.8 % at 2.5e-3, 96.2 % at 5e-3, 94.8 % at 1e-2, and at 5e-3 94.2 % with temperature 2, 94.2 % without
+  labels, 95.0 % with hidden states of weight 0.1 beside.
+
+The test images were not looked at while choosing. Earlier settings had been seen on most of them.
 """
 
 from __future__ import annotations
@@ -44,7 +60,16 @@ LOSSES: dict[str, dict[str, Any]] = {
     DISTILLED: {"learning_rate": STUDENT_LEARNING_RATE, "temperature": 4.0},
     LABELS_ONLY: {"learning_rate": STUDENT_LEARNING_RATE, "soft_target_weight": 0.0, "hard_label_weight": 1.0},
 }
+# For the cards of all students of these images.
 TEACHER_NAME, DATA = "the 4 x 64 vision transformer of the same script", "scikit-learn's handwritten digits"
+DESCRIPTION = (
+    "A vision transformer that reads handwritten digits, `pixel_values` of shape (batch, 1, 8, 8) from -1 (paper) to "
+    "1 (ink). It was trained from random weights by"
+)
+LIMITS = (
+    f"A demonstration: it reads digits that are cut out, centred and scaled to 8 x 8 pixels as its {TRAIN_ROWS:,} "
+    "training images are."
+)
 
 Rows = list[dict[str, Tensor]]  # `pixel_values` (1, 8, 8) and `labels` ()
 
@@ -133,10 +158,8 @@ def finish_card(folder: Path, lines: list[Result], images: str, seeds: int) -> N
     )
     complete_card(
         folder, lines, notes,
-        description="A vision transformer that reads handwritten digits of 8 x 8 pixels, trained from random weights "
-        "by `examples/digits.py` of hf_distill. Its teacher is one of 4 layers x 64, trained by the same script.",
-        limits="A demonstration: it reads digits that are cut out, centred and scaled to 8 x 8 pixels as its training "
-        f"images are, of which it saw {TRAIN_ROWS:,}. Settings were chosen on {VALIDATION_ROWS} validation images.",
+        description=f"{DESCRIPTION} `examples/digits.py` of hf_distill.",
+        limits=f"{LIMITS} Settings were chosen on {VALIDATION_ROWS} validation images.",
     )  # fmt: skip
 
 

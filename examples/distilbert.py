@@ -12,14 +12,16 @@ r"""The recipe of DistilBERT (Sanh et al., 2019) on a small scale: half a BERT l
 4. One table compares them on the same masks in test rows that nothing was chosen on; `out/student` is ready for
    `pipeline("fill-mask", model="out/student")`, its card with the table beside it.
 
-The defaults gave (2026-11-23, fp32, one seed, 1,650 masks; about 5 minutes of one core's time):
+The defaults gave (2026-11-25, in bf16, one seed, 1,650 masks):
 
     model                     cross-entropy  perplexity  accuracy %  agreement %  parameters
-    word frequencies                  6.950     1,043.3         5.7         22.0
-    teacher                           6.073       433.9        16.4               22,744,506
-    student before training           6.830       925.2        11.1         13.5  17,420,346
-    distilled student                 6.113       451.7        16.9         38.0  17,420,346
-    same student, no teacher          6.315       552.7        16.3         30.1  17,420,346
+    word frequencies                  6.950     1,043.3         5.7         25.6
+    teacher                           6.132       460.2        15.9               22,744,506
+    student before training           6.846       940.0        11.2         15.3  17,420,346
+    distilled student                 6.156       471.3        17.2         39.1  17,420,346
+    same student, no teacher          6.370       584.1        16.6         33.4  17,420,346
+
+In fp32 (2026-11-23; about 5 minutes of one core's time) the last two were at 6.113 and 6.315, the teacher at 6.073.
 
 No learning rate was searched: all have the authors'. Both students have 40 steps, not the same time: a step with a
 teacher costs about twice as much. None of these models is good yet; their first words for a mask are frequent ones.
@@ -211,9 +213,9 @@ def finish_card(job: Job, lesson: Lesson, lines: list[Result]) -> None:
         description="A DistilBERT that was cut from its teacher (blocks, embeddings and head) and then trained on "
         f"DistilBERT's losses for {job.steps} steps of {job.batch_size * job.gradient_accumulation_steps} rows by "
         "`examples/distilbert.py` of hf_distill.",
-        limits=f"A demonstration of a recipe, not a model to use: after {job.steps} steps on text of one kind it often "
-        f"fills in a frequent word that fits nothing. It was asked about rows of at most {job.max_length} tokens. No "
-        "learning rate was searched.",
+        limits=f"A demonstration of a recipe, not a model to use: after {job.steps} steps on text of one kind it "
+        "often fills in a frequent word that fits nothing. It was asked about rows of at most "
+        f"{job.max_length} tokens. No learning rate was searched.",
     )  # fmt: skip
 
 
