@@ -122,14 +122,21 @@ class Job(Material):
         if self.student is not None:
             return self.processing_class, copy.deepcopy(self.student)
         if self.task.kind == "image":
-            rows = len(self.train_dataset)
-            calibration = [self.batch(range(k, min(k + 16, rows))) for k in range(0, max(min(64, rows - 15), 1), 16)]
-            return self.processing_class, create_student(self.teacher, calibration=calibration, **self.limits)
+            return self.processing_class, create_student(
+                self.teacher, calibration=self._calibration(64, 16), **self.limits
+            )
         tokenizer = self.processing_class
         if getattr(tokenizer, "is_fast", False):
             tokenizer = self._trimmed()
-        readers = {"processing_class": self.processing_class, "new_processing_class": tokenizer}
-        return tokenizer, create_student(self.teacher, **readers, **self.limits)
+        return tokenizer, create_student(
+            self.teacher, calibration=self._calibration(512, 32), processing_class=self.processing_class,
+            new_processing_class=tokenizer, **self.limits,
+        )  # fmt: skip
+
+    def _calibration(self, number: int, size: int) -> list[dict[str, Any]]:
+        """Batches of task rows from all over the dataset, on which to measure what of the teacher is important."""
+        rows = range(0, len(self.train_dataset), max(1, len(self.train_dataset) // number))[:number]
+        return [self.batch(rows[k : k + size]) for k in range(0, len(rows), size)]
 
     def _trimmed(self) -> Any:
         """The teacher's tokenizer with as many tokens as suit the student's size, or as many as must stay."""
