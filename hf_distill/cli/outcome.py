@@ -80,13 +80,21 @@ class Outcome:
     def card(self, report: DistillationReport) -> Path:
         """The student's model card."""
         job = self.job
-        facts = CardFacts.from_dict(json.loads((job.folder / job.stages[-1].name / CARD).read_text()))
+        made = {stage.name: (job.folder / stage.name / CARD).read_text() for stage in job.stages}
+        stages = {name: CardFacts.from_dict(json.loads(text)) for name, text in made.items()}
+        facts = stages[job.stages[-1].name]
+        facts.equation = "\n".join(_stage_line(name, each) for name, each in stages.items())
+        facts.layers = {name: pairs for each in stages.values() for name, pairs in each.layers.items()}
+        facts.citations = list(dict.fromkeys(citation for each in stages.values() for citation in each.citations))
+        facts.has_processor = self.made.processing_class is not None
         facts.title = f"{job.folder.name}: {type(self.made.student).__name__}"
         source = source_of(job.teacher.config, str(job.flags.teacher))
         facts.teachers, facts.uses_teacher = [source], True
         facts.base_models, facts.license = list(filter(None, [source.hub_id])), inherited_license(None, [source])
         facts.results = report.quality_table()
-        facts.description = f"Made by `hf-distill`. The task: {job.task}."
+        facts.description = (
+            f"Made by `hf-distill` in {len(stages)} stages; the arguments below are of the last. The task: {job.task}."
+        )
         facts.data.names = facts.data.names or [Path(str(job.flags.dataset)).name]
         return write_together(self.made.folder, {"README.md": str(render(facts))})["README.md"]
 
@@ -166,6 +174,11 @@ class Outcome:
         if self.job.flags.baseline:
             notes.append("The student without a teacher has the same start, and its best epoch on validation rows.")
         return notes
+
+
+def _stage_line(name: str, facts: CardFacts) -> str:
+    steps, rows = facts.arguments["max_steps"], facts.data.train_rows
+    return f"{name}, {steps:,} steps over {rows:,} rows: {facts.equation}"
 
 
 def _first_of(run: Any) -> Any:
