@@ -63,6 +63,21 @@ class TestCompress:
                 logits[who] = model.eval()(**batch).logits.diff().flatten()
         assert torch.corrcoef(torch.stack([logits["teacher"], logits["student"]]))[0, 1] > 0.9
 
+    def test_what_is_kept_of_the_teacher_is_measured_on_rows_from_all_over_the_data(self, tmp_path, monkeypatch):
+        seen, create_student = [], job.create_student
+
+        def spy(teacher, *, calibration, **given):
+            seen.extend(ids for batch in calibration for ids in batch["input_ids"].tolist())
+            return create_student(teacher, calibration=calibration, **given)
+
+        monkeypatch.setattr(job, "create_student", spy)
+        reader, rows = original("wordpiece"), labelled({"text": CORPUS[:40] * 26})
+        made = job.Job(bert(**SIZES), reader, rows, tmp_path, STAGES, compression=3, vocabulary_size=120)
+        made.start()
+        texts = [rows["text"][k] for k in range(0, 2 * 512, 2)]  # 512 of 1,040
+        read = [[token for token in ids if token != reader.pad_token_id] for ids in seen]
+        assert read == [reader(text)["input_ids"] for text in texts]
+
     @pytest.mark.parametrize(("words", "expected"), [(3, 400_000), (126, 312_500)])
     def test_of_long_texts_fewer_rows_are_seen(self, tmp_path, words, expected):
         """40 million tokens at most: of 128 each (two are special) 312,500 rows."""

@@ -59,7 +59,7 @@ def compress(
     """Make a student of the size asked for and teach it, with the same settings for every task and size.
 
     1. The vocabulary is cut to the tokens that the texts use, and a student to the budget is made of the teacher's
-       most important blocks, units and rows ([`create_student`]).
+       most important blocks, units and rows ([`create_student`]), as measured on task rows.
     2. The teacher judges the transfer set once: the training rows, the `unlabelled` ones, and new ones made of the
        training rows (`build_transfer_set`; of images, shifted and mixed views).
     3. The student learns the teacher's answers and final states on all of them, without labels.

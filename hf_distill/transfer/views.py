@@ -18,7 +18,8 @@ class ImageRows(torch.utils.data.Dataset):
 
     A view is the image shifted by up to an eighth of its sides (and mirrored half of the time, if `mirror`); every
     other view is then mixed with a second image in a random share. The teacher judges what it sees, so no label has to
-    fit (function matching, Beyer et al., 2022). A view is the same each time it is read.
+    fit (function matching, Beyer et al., 2022). A view is the same each time it is read. Processed images stay
+    in memory, up to 1 GB of them.
 
     Args:
         task: Where the images are.
