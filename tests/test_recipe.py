@@ -216,6 +216,11 @@ class TestCompress:
         images = labelled({"pixel_values": torch.rand(rows, 1, 8, 8).tolist()}, names=None)
         assert make(tmp_path / "image", teacher, images, None, training_rows=16).folder.is_dir()
 
+    def test_labels_are_not_needed(self, tmp_path):
+        with_labels = make(tmp_path / "with", label_column="label").student
+        without = make(tmp_path / "without", rows=ROWS.select_columns("text")).student
+        assert all(map(torch.equal, weights(with_labels).values(), weights(without).values()))
+
     def test_regression_and_a_student_of_ones_own(self, tmp_path):
         rows = Dataset.from_dict({"text": CORPUS[:20], "label": [k / 20 for k in range(20)]})
         own = bert(num_labels=1, vocab_size=500)
@@ -227,7 +232,13 @@ class TestCompress:
         ("given", "message"),
         [
             ({"training_rows": 0}, "training_rows must be at least 1"),
-            ({"rows": Dataset.from_dict({"text": CORPUS[:4]})}, "No column of .* holds labels"),
+            (
+                {
+                    "rows": Dataset.from_dict({"text": CORPUS[:4]}),
+                    "stages": (replace(STAGES[1], hard_label_weight=1.0),),
+                },
+                "No column of .* holds labels",
+            ),
             ({"max_parameters": 10_000, "compression": 3}, "both limit the size"),
             ({"min_confidence": 1.5}, "nowhere as confident as"),
             ({"compression": 1000}, "No student of at most"),

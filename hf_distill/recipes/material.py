@@ -115,21 +115,23 @@ class Material:
 
     def rows(self, stage: Stage, tokenizer: Any) -> JudgedRows:
         """What a stage learns from: the student's encoding and the teacher's answers."""
-        labelled = stage.data == "task"
+        task_rows = stage.data == "task"
         if self.task.kind == "image":
             plain = ImageRows(self.task, self.train_dataset, self.processing_class)
-            images = plain if labelled else self.views
+            images = plain if task_rows else self.views
             judgement = self.judged(images)
-            return JudgedRows(images, judgement, self.confident(judgement, labelled))
-        data = self.train_dataset if labelled else self.transfer
+            return JudgedRows(images, judgement, self.confident(judgement, task_rows))
+        data = self.train_dataset if task_rows else self.transfer
         judgement = self.judged(self.encoded(data, self.processing_class, labels=False))
         words = None
         if self.task.kind == "words":
             judgement.tokens, words = (
                 word_ids(self.task, data, reader, self.length) for reader in (self.processing_class, tokenizer)
             )
-        chosen = self.confident(judgement, labelled)
-        return JudgedRows(self.encoded(data, tokenizer, labelled), judgement, chosen, words)
+        chosen = self.confident(judgement, task_rows)
+        return JudgedRows(
+            self.encoded(data, tokenizer, task_rows and self.task.label is not None), judgement, chosen, words
+        )
 
     def encoded(self, data: Dataset, reader: Any, labels: bool) -> Dataset:
         """Rows of texts or words as one of the two models reads them."""
@@ -149,9 +151,9 @@ class Material:
             state_positions="all" if self.task.kind == "words" else "first", dtype=self.dtype,
         )  # fmt: skip
 
-    def confident(self, judgement: Judgement, labelled: bool) -> Sequence[int] | None:
+    def confident(self, judgement: Judgement, task_rows: bool) -> Sequence[int] | None:
         """The rows to learn from, where the teacher's confidence decides."""
-        if labelled or not self.min_confidence:
+        if task_rows or not self.min_confidence:
             return None
         chosen = np.flatnonzero(judgement.confidence() >= self.min_confidence)
         if not len(chosen):

@@ -32,7 +32,8 @@ class Stage:
 
     Attributes:
         name: Its folder.
-        data: `"transfer"` (everything that the teacher has judged, without labels) or `"task"` (labelled rows).
+        data: `"transfer"` (everything that the teacher has judged, without labels) or `"task"` (the rows of the task,
+            as they are and with their labels).
         share: Which share of all training rows it sees.
         learning_rate: Its highest; it rises over the first 6 % of the steps and falls linearly to 0.
         representation_weight: Weight of the distance between the final states that the heads read.
