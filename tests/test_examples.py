@@ -5,6 +5,8 @@ import json
 from importlib import import_module
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -330,3 +332,39 @@ class TestCausalLM:
         documents = data.film_reviews()
         assert len(documents) == 100
         assert min(len(text.split()) for text in documents) > 4 * 64
+
+
+def test_the_convolutional_teacher_teaches_by_the_curve(example, tmp_path, capsys, monkeypatch):
+    images = [[[(40 * label + row + column) % 256 for column in range(28)] for row in range(28)] for label in range(3)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    part = datasets.Dataset.from_dict(
+        {"image": [np.array(image, np.uint8) for image in images] * 4, "label": [0, 1, 2] * 4}, features
+    )
+    datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), part)).save_to_disk(tmp_path / "data")
+    capsys.readouterr()
+    common = ["--data", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["x", *common, "--epochs", "1", "--widths", "8,16,32", "--size", "32"])
+    example("fashion_mnist").main()
+    teacher = hf.AutoModelForImageClassification.from_pretrained(tmp_path / "teacher")
+    assert f"{teacher.num_parameters():,} parameters" in capsys.readouterr().out
+    few = ["--augmented_rows", "12", "--training_rows", "32", "--baselines", "false", "--compressions", "4"]
+    monkeypatch.setattr("sys.argv", ["x", *common, "--teacher", str(tmp_path / "teacher"), *few])
+    example("size_vs_retention").main()
+    named = {line["name"]: line for line in json.loads((tmp_path / "results.json").read_text())["results"]}
+    assert named["4x recipe"]["parameters"] <= teacher.num_parameters() / 4
+
+
+def test_views_of_grey_images_are_what_the_processor_makes_of_them(example):
+    """Without motion the training reads the images as users of the saved processor will."""
+    module = example("fashion_mnist")
+    images = [np.random.default_rng(k).integers(0, 256, (28, 28)).astype(np.uint8) for k in range(3)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features)
+    batch = module.Collator(module.Grey(rows, 56), moved=False)([2, 0])
+    assert batch["labels"].tolist() == [2, 0]
+    processor = hf.ViTImageProcessor(
+        size={"height": 56, "width": 56}, image_mean=[module.MEAN] * 3, image_std=[module.DEVIATION] * 3
+    )
+    expected = processor([rows[k]["image"].convert("RGB") for k in (2, 0)], return_tensors="pt")["pixel_values"]
+    step = 1 / 255 / module.DEVIATION  # one of 256 greys: the two round on their own
+    assert (batch["pixel_values"] - expected).abs().max() <= 1.01 * step
