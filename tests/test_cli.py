@@ -114,10 +114,11 @@ class TestRun:
 
 
 class TestParts:
-    def test_check_runs_one_gradient_a_loss_and_leaves_nothing(self, place, tmp_path, capsys):
-        assert main(command(place, tmp_path / "out", "--json", part=["check"])) == 0
+    @pytest.mark.parametrize(("more", "losses"), [([], {"soft"}), (["--hard_label_weight", "0.5"], {"soft", "hard"})])
+    def test_check_runs_one_gradient_a_loss_and_leaves_nothing(self, more, losses, place, tmp_path, capsys):
+        assert main(command(place, tmp_path / "out", "--json", *more, part=["check"])) == 0
         found = json.loads(capsys.readouterr().out)
-        assert set(found["losses"]) == {"soft", "hard"}
+        assert set(found["losses"]) == losses
         assert found["memory_mb"]["teacher"] > 0
         assert list((tmp_path / "out").iterdir()) == []
 
