@@ -37,6 +37,21 @@ def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+class TestStage:
+    @pytest.mark.parametrize(("width", "factor"), [(160, 1.0), (80, 2.0), (40, 4.0), (16, 4.0), (320, 0.5)])
+    def test_the_learning_rate_falls_with_the_width(self, width, factor):
+        narrow = bert(hidden_size=width, num_attention_heads=1, num_hidden_layers=1)
+        assert replace(STAGES[0], learning_rate=3e-3).learning_rate_of(narrow) == pytest.approx(factor * 3e-3)
+        assert Stage("all", "transfer", 1.0, 1e-2).learning_rate_of(narrow) == 1e-2
+
+    def test_the_width_of_stages_is_the_last_one_s(self):
+        stage = Stage("all", "transfer", 1.0, 1e-3, learning_rate_width=32)
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        assert stage.learning_rate_of(hf.ResNetForImageClassification(hf.ResNetConfig(**sizes))) == pytest.approx(2e-3)
+        distilbert = hf.DistilBertModel(hf.DistilBertConfig(dim=64, n_heads=1, n_layers=1, hidden_dim=8, vocab_size=9))
+        assert stage.learning_rate_of(distilbert) == pytest.approx(5e-4)
+
+
 class TestCompress:
     def test_the_student_meets_the_budget_and_opens_by_itself(self, tmp_path):
         teacher = bert(**SIZES)

@@ -24,6 +24,14 @@ def number_of_layers(model: PreTrainedModel) -> int:
     return int(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
 
 
+def width_of(model: PreTrainedModel) -> int | None:
+    """How wide its states are, the last stage's where stages differ; `None` where the config does not tell."""
+    config = model.config.get_text_config()
+    stages = getattr(config, "hidden_sizes", None)
+    width = stages[-1] if stages else getattr(config, "hidden_size", None)
+    return width if isinstance(width, int) else None
+
+
 def readable_length(max_length: int | None, *models: PreTrainedModel) -> int | None:
     """`max_length`, or less where one of the models has fewer positions: a tokenizer need not know of them."""
     known = [max_length, *(maximum_length(core_model(model).config) for model in models)]

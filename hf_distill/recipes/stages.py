@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
+from hf_distill.recipes.reading import width_of
 from hf_distill.reports.card_facts import facts_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
@@ -36,6 +37,9 @@ class Stage:
             as they are and with their labels).
         share: Which share of all training rows it sees.
         learning_rate: Its highest; it rises over the first 6 % of the steps and falls linearly to 0.
+        learning_rate_width: The width of a student for which that is right. For others it is multiplied by this width
+            over theirs, and by no more than 4 (for Adam the best rate falls with the width; Yang et al., 2022, Tensor
+            Programs V, table 3). By default the rate is the same for every student.
         representation_weight: Weight of the distance between the final states that the heads read.
         soft_target_weight: Weight of the soft targets.
         hard_label_weight: Weight of the labels.
@@ -50,6 +54,14 @@ class Stage:
     soft_target_weight: float = 1.0
     hard_label_weight: float = 0.0
     temperature: float = 2.0
+    learning_rate_width: int | None = None
+
+    def learning_rate_of(self, student: PreTrainedModel) -> float:
+        """The highest learning rate for a student of this width."""
+        width = width_of(student)
+        if self.learning_rate_width is None or width is None:
+            return self.learning_rate
+        return self.learning_rate * min(4.0, self.learning_rate_width / width)
 
 
 def fingerprint_of(content: Any) -> str:
@@ -164,7 +176,7 @@ def run_stage(
     args = DistillationTrainingArguments(**{
         "output_dir": str(folder),
         "max_steps": steps,
-        "learning_rate": stage.learning_rate,
+        "learning_rate": stage.learning_rate_of(student),
         "warmup_steps": 0.06,  # below 1 a share of all steps
         "weight_decay": 0.01,
         "save_strategy": "steps",
