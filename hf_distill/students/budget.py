@@ -16,9 +16,8 @@ from hf_distill.students.rows import vocabulary_entries
 from hf_distill.students.shapes import current_widths, narrowed_entries
 
 _SLACK = 0.05  # of the budget may stay unused
-_STEP = (
-    8  # hidden sizes that are tried are multiples of it (below 64 of 2), where the feed-forward size fills the rest
-)
+# Hidden sizes that are tried are multiples of it (below 64 of 2), where the feed-forward size fills the rest.
+_STEP = 8
 _FEED_FORWARD = 3.0  # a block that is all feed-forward costs more than one block more or less
 
 
