@@ -26,8 +26,8 @@ from hf_distill.transfer.build import AUGMENT
 # rows) 86.6, 85.4, 86.4, and on further sentences 84.6, 83.4, 84.2; Brown's tags 95.3, 95.4, 95.5; Fashion-MNIST,
 # whose first stage sees mixed images, 93.9, 94.7, 94.5.
 # The learning rates are those of a student of width 160. At 3e-3 instead of 1e-3 a tagger of width 40 had 90.2 instead
-# of 85.0 % of the validation words right after 100,000 rows; for a student of films of width 38, 200,000 rows, both are
-# alike: agreement 82.5 and 82.3, and on further sentences 80.7 and 80.9.
+# of 85.0 % of the validation words right after 100,000 rows; for a student of films of width 38, 200,000 rows, they
+# are alike: agreement 82.5 and 82.3, and on further sentences 80.7 and 80.9.
 WIDTH = 160
 STAGES = (
     Stage("transfer", "transfer", 0.9, learning_rate=1e-3, learning_rate_width=WIDTH, representation_weight=1.0),
