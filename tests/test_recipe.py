@@ -12,7 +12,7 @@ from test_transfer_set import bert, labelled, vit
 from test_vocabulary import CORPUS, original
 
 from hf_distill import DistillationTrainer
-from hf_distill.recipes import STAGES, Stage, compress, job
+from hf_distill.recipes import STAGES, Stage, compress, job, train_on_labels
 from hf_distill.recipes.reading import has_readable_states
 from hf_distill.students import create, trim_vocabulary
 from hf_distill.students.width import UnprovedError
@@ -43,6 +43,23 @@ class TestStage:
         narrow = bert(hidden_size=width, num_attention_heads=1, num_hidden_layers=1)
         assert replace(STAGES[0], learning_rate=3e-3).learning_rate_of(narrow) == pytest.approx(factor * 3e-3)
         assert Stage("all", "transfer", 1.0, 1e-2).learning_rate_of(narrow) == 1e-2
+
+    @pytest.mark.parametrize(("given", "expected"), [({}, 5e-4), ({"learning_rate": 1e-2}, 1e-2)])
+    def test_so_does_that_of_the_student_without_a_teacher(self, given, expected, tmp_path, monkeypatch):
+        class Stop(Exception):
+            pass
+
+        def seen(self, *args, **kwargs):
+            raise Stop(self.args.learning_rate)
+
+        monkeypatch.setattr(DistillationTrainer, "train", seen)
+        student, reader = bert(hidden_size=80, num_attention_heads=1, num_hidden_layers=1), original("wordpiece")
+        task = Task.of(student, ROWS)
+        rows = task.encode(ROWS, reader, 32)
+        common = {"settings": {}, "training_rows": 8, "data_collator": task.collator(reader), "arguments": QUIET}
+        with pytest.raises(Stop) as stopped:
+            train_on_labels(student, rows, rows, folder=tmp_path / "labels", **common, **given)
+        assert stopped.value.args[0] == pytest.approx(expected)
 
     def test_the_width_of_stages_is_the_last_one_s(self):
         stage = Stage("all", "transfer", 1.0, 1e-3, learning_rate_width=32)

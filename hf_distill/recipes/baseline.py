@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, set_seed
 
+from hf_distill.recipes.reading import rate_for
 from hf_distill.recipes.stages import begin, finish, is_done, show_bars_only
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
+LEARNING_RATE = 2.5e-4
 PATIENCE = 3  # epochs without a gain on validation rows
 
 
@@ -27,7 +29,7 @@ def train_on_labels(
     settings: Mapping[str, Any],
     training_rows: int,
     data_collator: Any,
-    learning_rate: float = 2.5e-4,
+    learning_rate: float | None = None,
     arguments: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
@@ -43,10 +45,12 @@ def train_on_labels(
         settings: All that the result depends on.
         training_rows: The budget.
         data_collator: What makes a batch.
-        learning_rate: Its highest.
+        learning_rate: Its highest; by default 2.5e-4 for a student of width 160, scaled as the recipe's is
+            ([`rate_for`]).
         arguments: More fields of `TrainingArguments`.
         seed: Of the order of the rows and the dropout.
     """
+    learning_rate = rate_for(student, LEARNING_RATE) if learning_rate is None else learning_rate
     known = {**settings, "training_rows": training_rows, "learning_rate": learning_rate, "seed": seed}
     if is_done(folder, known):
         return type(student).from_pretrained(folder / "model", dtype=student.dtype)

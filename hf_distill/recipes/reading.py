@@ -12,6 +12,8 @@ from hf_distill.alignment import maximum_length
 from hf_distill.heads import core_model, forward_parameters
 from hf_distill.tasks import Task
 
+WIDTH = 160  # of the students for whom the recipe's learning rates were chosen
+
 
 def readable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's forward takes of a batch, on its device."""
@@ -30,6 +32,14 @@ def width_of(model: PreTrainedModel) -> int | None:
     stages = getattr(config, "hidden_sizes", None)
     width = stages[-1] if stages else getattr(config, "hidden_size", None)
     return width if isinstance(width, int) else None
+
+
+def rate_for(student: PreTrainedModel, rate: float, width: int = WIDTH) -> float:
+    """A learning rate that was chosen for students of a width, for this one: times that width over its own, but no
+    more than 4 times. For Adam the best rate falls with the width (Yang et al., 2022, Tensor Programs V, table 3).
+    """
+    own = width_of(student)
+    return rate if own is None else rate * min(4.0, width / own)
 
 
 def readable_length(max_length: int | None, *models: PreTrainedModel) -> int | None:

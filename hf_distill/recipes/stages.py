@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
-from hf_distill.recipes.reading import width_of
+from hf_distill.recipes.reading import rate_for
 from hf_distill.reports.card_facts import facts_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
@@ -37,9 +37,8 @@ class Stage:
             as they are and with their labels).
         share: Which share of all training rows it sees.
         learning_rate: Its highest; it rises over the first 6 % of the steps and falls linearly to 0.
-        learning_rate_width: The width of a student for which that is right. For others it is multiplied by this width
-            over theirs, and by no more than 4 (for Adam the best rate falls with the width; Yang et al., 2022, Tensor
-            Programs V, table 3). By default the rate is the same for every student.
+        learning_rate_width: The width of a student for which that is right; for others it is scaled by [`rate_for`].
+            By default the rate is the same for every student.
         representation_weight: Weight of the distance between the final states that the heads read.
         soft_target_weight: Weight of the soft targets.
         hard_label_weight: Weight of the labels.
@@ -58,10 +57,9 @@ class Stage:
 
     def learning_rate_of(self, student: PreTrainedModel) -> float:
         """The highest learning rate for a student of this width."""
-        width = width_of(student)
-        if self.learning_rate_width is None or width is None:
+        if self.learning_rate_width is None:
             return self.learning_rate
-        return self.learning_rate * min(4.0, self.learning_rate_width / width)
+        return rate_for(student, self.learning_rate, self.learning_rate_width)
 
 
 def fingerprint_of(content: Any) -> str:
