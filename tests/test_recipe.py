@@ -46,18 +46,18 @@ class TestStage:
 
     @pytest.mark.parametrize(("given", "expected"), [({}, 5e-4), ({"learning_rate": 1e-2}, 1e-2)])
     def test_so_does_that_of_the_student_without_a_teacher(self, given, expected, tmp_path, monkeypatch):
-        class Stop(Exception):
+        class StopError(Exception):
             pass
 
         def seen(self, *args, **kwargs):
-            raise Stop(self.args.learning_rate)
+            raise StopError(self.args.learning_rate)
 
         monkeypatch.setattr(DistillationTrainer, "train", seen)
         student, reader = bert(hidden_size=80, num_attention_heads=1, num_hidden_layers=1), original("wordpiece")
         task = Task.of(student, ROWS)
         rows = task.encode(ROWS, reader, 32)
         common = {"settings": {}, "training_rows": 8, "data_collator": task.collator(reader), "arguments": QUIET}
-        with pytest.raises(Stop) as stopped:
+        with pytest.raises(StopError) as stopped:
             train_on_labels(student, rows, rows, folder=tmp_path / "labels", **common, **given)
         assert stopped.value.args[0] == pytest.approx(expected)
 
