@@ -114,6 +114,9 @@ def intervals(
     base = np.repeat(right([teacher["test"]]), len(outputs[RECIPE]), 0)
     judged = np.repeat(judged, len(outputs[RECIPE]), 0)
     drawn = bootstrap([found[RECIPE], base])
+    drawn = drawn[drawn[:, 1] > 0]
+    if not len(drawn):
+        return "the teacher is never right, so that nothing can be kept"
     low, high = 100 * np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     text = f"retention {100 * mean(lines[RECIPE].retention):.1f} % ({low:.1f} to {high:.1f})"
     if CARRIED in found:

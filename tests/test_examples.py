@@ -368,3 +368,23 @@ def test_views_of_grey_images_are_what_the_processor_makes_of_them(example):
     expected = processor([rows[k]["image"].convert("RGB") for k in (2, 0)], return_tensors="pt")["pixel_values"]
     step = 1 / 255 / module.DEVIATION  # one of 256 greys: the two round on their own
     assert (batch["pixel_values"] - expected).abs().max() <= 1.01 * step
+
+
+def test_the_tagger_says_how_many_words_its_saved_model_gets_right(example, bert, tmp_path, capsys, monkeypatch):
+    names = ["noun", "verb", "."]
+    rows = {"words": [WORDS[k : k + 3 + k % 4] for k in range(12)]}
+    rows["tags"] = [[WORDS.index(word) % 3 for word in words] for words in rows["words"]]
+    features = datasets.Features(
+        {"words": datasets.List(datasets.Value("string")), "tags": datasets.List(datasets.ClassLabel(names=names))}
+    )
+    part = datasets.Dataset.from_dict(rows, features)
+    datasets.DatasetDict(dict.fromkeys(("train", "validation"), part)).save_to_disk(tmp_path / "data")
+    flags = ["--data", str(tmp_path / "data"), "--output_dir", str(tmp_path), "--model", bert, "--epochs", "3"]
+    monkeypatch.setattr("sys.argv", ["x", *flags, "--learning_rate", "1e-2"])
+    example("brown_tags").main()
+    tagger = hf.pipeline("token-classification", model=str(tmp_path / "teacher"))
+    assert list(tagger.model.config.id2label.values()) == names
+    right = []
+    for words, tags in zip(rows["words"], rows["tags"], strict=True):  # each word is one token
+        right += [found["entity"] == names[tag] for found, tag in zip(tagger(" ".join(words)), tags, strict=True)]
+    assert f"{100 * np.mean(right):.1f} % of the validation words" in capsys.readouterr().out

@@ -31,15 +31,22 @@ def fashion(maker):
 
 @pytest.mark.parametrize(
     ("tag", "simple"),
-    [("np$", "np"), ("nn-tl", "nn"), ("do*", "do"), ("ppss+bem", "ppss"), ("--", "other"), ("*-hl", "other")],
+    [("np$", "np"), ("nn-tl", "nn"), ("do*", "do"), ("ppss+bem", "ppss"), ("--", "--"), ("*-hl", "*-hl")],
 )
 def test_a_tag_is_cut_at_its_endings(brown, tag, simple):
     assert brown.simple_tag(tag) == simple
 
 
 def test_a_line_is_a_sentence_and_a_word_may_hold_a_slash(brown):
-    text = "\n\n\tThe/at jury's/nn$-tl ./.\n\n\t1/2/cd \n"
-    assert brown.read_sentences(text) == [[("The", "at"), ("jury's", "nn"), (".", ".")], [("1/2", "cd")]]
+    text = "\n\n\tThe/at jury's/nn$-tl ./.\n\n\t1/2/cd inches/nns ,/, \n"
+    sentences = [[("The", "at"), ("jury's", "nn"), (".", ".")], [("1/2", "cd"), ("inches", "nns"), (",", ",")]]
+    assert brown.read_sentences(text) == sentences
+
+
+def test_lines_of_one_or_two_words_are_left_out(brown):
+    assert brown.read_sentences("A/at Heading/nn\n\nIt/pps rains/vbz ./.") == [
+        [("It", "pps"), ("rains", "vbz"), (".", ".")]
+    ]
 
 
 def test_no_document_is_on_two_sides(brown):
@@ -55,13 +62,15 @@ def test_the_tags_are_written_with_their_names(brown, monkeypatch, tmp_path):
     source.mkdir()
     (source / "README").write_text("no/nn document/nn")
     for i in range(500):
-        (source / f"c{chr(ord('a') + i // 50)}{i % 50:02}").write_text(f"Word{i}/nn ./.\n", encoding="latin-1")
+        (source / f"c{chr(ord('a') + i // 50)}{i % 50:02}").write_text(
+            f"Word{i}/nn rains/vbz ./.\n", encoding="latin-1"
+        )
     monkeypatch.setattr(sys, "argv", ["", str(source), str(tmp_path / "out")])
     brown.main()
     data = load_from_disk(tmp_path / "out")
     assert {split: len(part) for split, part in data.items()} == {"train": 400, "validation": 50, "test": 50}
-    assert data["test"].features["tags"].feature.names == [".", "nn"]
-    assert {tuple(row["tags"]) for row in data["train"]} == {(1, 0)}
+    assert data["test"].features["tags"].feature.names == [".", "nn", "vbz"]
+    assert {tuple(row["tags"]) for row in data["train"]} == {(1, 2, 0)}
     assert len({row["words"][0] for part in data.values() for row in part}) == 500
 
 

@@ -144,6 +144,14 @@ def test_the_interval_of_a_sure_gain_is_narrow_and_that_of_noise_holds_zero(exam
     assert 200 * np.sqrt(0.5 / 1200) * 0.8 < error < 7.1 * 1.2
 
 
+def test_of_a_teacher_that_is_never_right_no_share_is_kept(example):
+    script = example("size_vs_retention")
+    labels, wrong = np.zeros(4, int), {"test": np.ones(4, int), "parameters": np.array(1)}
+    line = script.line_of("recipe", [wrong], wrong, labels)
+    said = script.intervals({"recipe": line}, {"recipe": [wrong]}, wrong, labels, np.ones(4, int))
+    assert said == "the teacher is never right, so that nothing can be kept"
+
+
 def test_the_words_of_a_sentence_are_drawn_together(example):
     script = example("size_vs_retention")
     sums = script.by_row(np.array([[1.0, 0.0, 1.0, 1.0, 1.0]]), np.array([2, 0, 3]))

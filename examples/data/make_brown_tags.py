@@ -4,7 +4,8 @@ r"""Make a dataset of part-of-speech tags from the Brown corpus, as npm ships it
     python make_brown_tags.py package brown_tags
 
 writes a folder for `datasets.load_from_disk`, with a list of `words` and one of `tags` in each row, a sentence a row,
-and the splits train (400 documents), validation (50) and test (50): no document is on two sides.
+and the splits train (400 documents), validation (50) and test (50): no document is on two sides. Lines of one or two
+words, headings mostly, are left out.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 NAME = re.compile(r"c[a-r]\d\d")
 DOCUMENTS = 500
 SPLITS = {"test": 50, "validation": 50, "train": 400}
-REST = "other"  # what is only a mark that is cut off: the dash, and "not"
+SHORTEST = 3  # words of a sentence
 
 Sentence = list[tuple[str, str]]  # words with their tags
 
 
 def simple_tag(tag: str) -> str:
-    """A tag without its endings for titles, headlines, contractions, negations and genitives.
+    """A tag without its endings for titles, headlines, contractions, negations and genitives; the mark of a dash or of
+    "not" stays as it is.
 
     >>> [simple_tag(tag) for tag in ("np$", "nn-tl", "do*", "ppss+bem", "--", "*-hl", "fw-nn")]
-    ['np', 'nn', 'do', 'ppss', 'other', 'other', 'fw']
+    ['np', 'nn', 'do', 'ppss', '--', '*-hl', 'fw']
     """
-    return re.split(r"[-+*$]", tag)[0] or REST
+    return re.split(r"[-+*$]", tag)[0] or tag
 
 
 def read_sentences(text: str) -> list[Sentence]:
     """The sentences of a document, one a line of `word/tag`; a word may have a slash too."""
     lines = ([word.rpartition("/") for word in line.split()] for line in text.splitlines())
-    return [[(word, simple_tag(tag)) for word, _, tag in line] for line in lines if line]
+    return [[(word, simple_tag(tag)) for word, _, tag in line] for line in lines if len(line) >= SHORTEST]
 
 
 def split_documents(names: list[str]) -> dict[str, list[str]]:
