@@ -12,7 +12,7 @@ from test_transfer_set import bert, labelled, vit
 from test_vocabulary import CORPUS, original
 
 from hf_distill import DistillationTrainer
-from hf_distill.recipes import STAGES, Stage, compress, job, train_on_labels
+from hf_distill.recipes import STAGES, Stage, compress, job, material, train_on_labels
 from hf_distill.recipes.reading import has_readable_states
 from hf_distill.students import create, trim_vocabulary
 from hf_distill.students.width import UnprovedError
@@ -120,6 +120,18 @@ class TestCompress:
         made = job.Job(bert(max_position_embeddings=256, **SIZES), reader, rows, tmp_path, STAGES)
         assert made.rows_to_see == expected
         assert replace(made, training_rows=7).rows_to_see == 7
+
+    def test_states_of_all_tokens_are_learnt_where_the_disk_has_room(self, tmp_path, monkeypatch):
+        teacher, reader = bert(**SIZES), original("wordpiece")
+        some = job.Job(teacher, reader, ROWS, tmp_path, STAGES, augmented_rows=0)
+        tokens = sum(len(reader(text)["input_ids"]) for text in CORPUS[:40])
+        size = 2 * tokens * SIZES["hidden_size"]  # of fp16
+        for limit, expected in ((1.01 * size, "all"), (0.99 * size, "first")):
+            monkeypatch.setattr(material, "STATES_BYTES", limit)
+            assert replace(some).losses(STAGES[0])["representation"].positions == expected
+            row = replace(some, answers_dir=tmp_path / expected).rows(STAGES[0], reader)[0]
+            known = len(row["input_ids"]) if expected == "all" else 1
+            assert row["teacher_hidden_states_3"].shape == (known, SIZES["hidden_size"])
 
     def test_a_second_run_trains_nothing_and_gives_the_same(self, tmp_path, monkeypatch):
         first = weights(make(tmp_path).student)

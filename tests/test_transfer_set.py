@@ -12,7 +12,7 @@ from test_vocabulary import CORPUS, trimmed
 from hf_distill.activations import Needs
 from hf_distill.tasks import Task, labels_at_first_tokens
 from hf_distill.transfer import ImageRows, JudgedRows, build_transfer_set, judge
-from hf_distill.transfer.judged import word_ids
+from hf_distill.transfer.places import places, same_characters
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
 
@@ -214,6 +214,42 @@ class TestJudgedRows:
             torch.testing.assert_close(state, expected.hidden_states[-1][0, :1], rtol=2e-3, atol=2e-3)
             assert judged[k]["input_ids"] == new(text)["input_ids"]
 
+    @pytest.mark.parametrize("columns", [("text",), ("question", "sentence")])
+    def test_tokens_of_texts_bring_the_state_of_the_teachers_token_that_holds_their_first_character(
+        self, tmp_path, columns
+    ):
+        old, new = trimmed("wordpiece")
+        rows = Dataset.from_dict({name: CORPUS[5 * k : 5 * k + 12] for k, name in enumerate(columns)})
+        teacher = bert()
+        task = Task.of(teacher, rows)
+        judgement = judge(
+            task.encode(rows, old, 16), teacher, task.collator(old), Needs(logits=True, hidden_states=(2,)), tmp_path,
+            progress=False,
+        )  # fmt: skip
+        judged = JudgedRows(task.encode(rows, new, 16), judgement, places=places(task, rows, new, old, 16))
+        different = 0
+        for k in range(len(rows)):
+            texts = [rows[k][name] for name in columns]
+            theirs, ours = (r(*texts, truncation=True, max_length=16, return_tensors="pt") for r in (old, new))
+            with torch.no_grad():
+                said = teacher(**theirs, output_hidden_states=True)
+            states = judged[k]["teacher_hidden_states_2"].float()
+            assert len(states) == len(judged[k]["input_ids"])
+            torch.testing.assert_close(judged[k]["teacher_logits"], said.logits[0], rtol=1e-5, atol=1e-6)
+            sides = theirs.sequence_ids()
+            for place, side in enumerate(ours.sequence_ids()):
+                there = 0 if place == 0 else len(sides) - 1
+                if side is not None:
+                    found = theirs.char_to_token(0, ours.token_to_chars(0, place).start, side)
+                    there = max(i for i, s in enumerate(sides) if s == side) if found is None else found
+                    different += there != place
+                expected = said.hidden_states[-1][0, there]
+                torch.testing.assert_close(states[place], expected, rtol=2e-3, atol=2e-3)
+        assert different
+
+    def test_what_the_teacher_has_cut_off_is_answered_by_its_last_token_of_that_text(self):
+        assert same_characters([None, (0, 0), (0, 9), (1, 0), None], [None, (0, 0), (0, 4), None]) == [0, 1, 2, 3, 3]
+
     def test_words_bring_the_answer_about_their_first_token(self, tmp_path):
         old, new = trimmed("wordpiece")
         rows = Dataset.from_dict({"tokens": [text.split() for text in CORPUS[:12]]})
@@ -222,8 +258,7 @@ class TestJudgedRows:
         judgement = judge(
             task.encode(rows, old), teacher, task.collator(old), Needs(logits=True), tmp_path, progress=False
         )
-        judgement.tokens, words = (word_ids(task, rows, reader, None) for reader in (old, new))
-        judged = JudgedRows(task.encode(rows, new), judgement, words=words)
+        judged = JudgedRows(task.encode(rows, new), judgement, places=places(task, rows, new, old, None))
         different = 0
         for k, row in enumerate(rows["tokens"]):
             theirs, ours = (reader(row, is_split_into_words=True, return_tensors="pt") for reader in (old, new))

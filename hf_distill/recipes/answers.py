@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_distill.recipes.reading import readable, readable_length
 from hf_distill.tasks import Task
-from hf_distill.transfer.judged import word_ids
+from hf_distill.transfer.places import word_ids
 from hf_distill.transfer.views import ImageRows
 
 

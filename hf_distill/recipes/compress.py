@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from hf_distill.recipes.job import Compressed, Job
 from hf_distill.recipes.reading import WIDTH
 from hf_distill.recipes.stages import Stage
-from hf_distill.transfer.build import AUGMENT
 
 # Chosen on the 1,000 validation rows of the movie sentences at 10x, one seed, 120,000 rows in the first stage (one
 # standard error is 1.2 points; the teacher had learned from these rows too). Accuracy and agreement in %:
@@ -50,7 +49,7 @@ def compress(
     unlabelled: Iterable[Any] | Dataset = (),
     exclude: Iterable[Any] | Dataset = (),
     augmented_rows: int | None = None,
-    augment: Sequence[str] = AUGMENT,
+    augment: Sequence[str] | None = None,
     masked_lm: Any = None,
     masked_lm_processing_class: Any = None,
     training_rows: int | None = None,
@@ -89,8 +88,9 @@ def compress(
             with the 0.35th power of its size.
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.
         exclude: Rows that must not be learnt from, such as the texts of validation and test.
-        augmented_rows: How many rows to make of the training rows; see [`build_transfer_set`]. Of images, the views.
-        augment: How they are made of texts; see [`build_transfer_set`]. `"neighbour_words"` asks the teacher.
+        augmented_rows: How many rows to make of the training rows; by default 15 of each, and at most 0.3 for each row
+            that the student sees. Of images, the views.
+        augment: How they are made of texts; see [`build_transfer_set`].
         masked_lm: For `"replace_words"` among them: a model with a masked-LM head, or its name or folder.
         masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.
         training_rows: How many rows the student sees, in all stages together; by default 400,000, or of long texts as

@@ -56,7 +56,7 @@ class Job(Material):
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
             "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
             "training_rows": self.rows_to_see, "arguments": self.stage_arguments, "seed": self.seed,
-            "min_confidence": self.min_confidence, "max_length": self.max_length,
+            "min_confidence": self.min_confidence, "max_length": self.max_length, "states": self.state_positions,
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
         for stage in self.stages:

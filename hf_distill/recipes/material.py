@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,16 +15,13 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
-from hf_distill.recipes.reading import (
-    has_readable_states,
-    number_of_layers,
-    readable_length,
-)
+from hf_distill.recipes.reading import has_readable_states, number_of_layers, readable_length, width_of
 from hf_distill.recipes.stages import Stage
 from hf_distill.tasks import Task
 from hf_distill.teachers.loading import has_fast_bf16
-from hf_distill.transfer.build import AUGMENT, build_transfer_set
-from hf_distill.transfer.judged import JudgedRows, Judgement, judge, word_ids
+from hf_distill.transfer.build import MOST_ROWS, ROWS_EACH, build_transfer_set
+from hf_distill.transfer.judged import JudgedRows, Judgement, judge
+from hf_distill.transfer.places import places
 from hf_distill.transfer.views import ImageRows
 
 # Batches of like lengths; older releases call it otherwise.
@@ -33,6 +30,7 @@ LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if
 # What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
 # reviews the rows are 10 million), since time grows with the tokens.
 TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
+STATES_BYTES = 10e9  # the most that states of all tokens may take on disk; of longer texts only first tokens' are kept
 
 
 @dataclass
@@ -53,7 +51,7 @@ class Material:
     unlabelled: Any = ()
     exclude: Any = ()
     augmented_rows: int | None = None
-    augment: Sequence[str] = AUGMENT
+    augment: Sequence[str] | None = None
     masked_lm: Any = None
     masked_lm_processing_class: Any = None
     input_columns: Sequence[str] | str | None = None
@@ -83,10 +81,16 @@ class Material:
         """The transfer set, without labels."""
         return build_transfer_set(
             self.train_dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
-            augmented_rows=self.augmented_rows, augment=self.augment, masked_lm=self.masked_lm,
+            augmented_rows=self.new_rows, augment=self.augment, masked_lm=self.masked_lm,
             masked_lm_processing_class=self.masked_lm_processing_class, teacher=self.teacher,
             processing_class=self.processing_class,
         )  # fmt: skip
+
+    @property
+    def new_rows(self) -> int:
+        """How many texts to make: fewer where fewer rows are seen."""
+        most = round(MOST_ROWS * min(1.0, self.rows_to_see / TRAINING_ROWS))
+        return min(ROWS_EACH * len(self.train_dataset), most) if self.augmented_rows is None else self.augmented_rows
 
     def texts(self) -> Iterable[str]:
         """All that is read, text by text."""
@@ -108,10 +112,15 @@ class Material:
             return self.training_rows
         if self.task.kind == "image":
             return TRAINING_ROWS
+        return min(TRAINING_ROWS, max(1, round(TRAINING_TOKENS / self.mean_length)))
+
+    @cached_property
+    def mean_length(self) -> float:
+        """Tokens of a task row, by a thousand of them."""
         every = max(1, len(self.train_dataset) // 1000)
         some = self.train_dataset.select(range(0, len(self.train_dataset), every))
         lengths = [len(ids) for ids in self.encoded(some, self.processing_class, labels=False)["input_ids"]]
-        return min(TRAINING_ROWS, max(1, round(TRAINING_TOKENS / np.mean(lengths))))
+        return float(np.mean(lengths))
 
     def rows(self, stage: Stage, tokenizer: Any) -> JudgedRows:
         """What a stage learns from: the student's encoding and the teacher's answers."""
@@ -123,14 +132,12 @@ class Material:
             return JudgedRows(images, judgement, self.confident(judgement, task_rows))
         data = self.train_dataset if task_rows else self.transfer
         judgement = self.judged(self.encoded(data, self.processing_class, labels=False))
-        words = None
-        if self.task.kind == "words":
-            judgement.tokens, words = (
-                word_ids(self.task, data, reader, self.length) for reader in (self.processing_class, tokenizer)
-            )
+        where = None
+        if self.task.kind == "words" or (self.needs.hidden_states and self.state_positions == "all"):
+            where = places(self.task, data, tokenizer, self.processing_class, self.length)
         chosen = self.confident(judgement, task_rows)
         return JudgedRows(
-            self.encoded(data, tokenizer, task_rows and self.task.label is not None), judgement, chosen, words
+            self.encoded(data, tokenizer, task_rows and self.task.label is not None), judgement, chosen, where
         )
 
     def encoded(self, data: Dataset, reader: Any, labels: bool) -> Dataset:
@@ -148,7 +155,7 @@ class Material:
         """What the teacher says about rows, asked once."""
         return judge(
             rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.answers,
-            state_positions="all" if self.task.kind == "words" else "first", dtype=self.dtype,
+            state_positions=self.state_positions, dtype=self.dtype,
         )  # fmt: skip
 
     def confident(self, judgement: Judgement, task_rows: bool) -> Sequence[int] | None:
@@ -175,6 +182,19 @@ class Material:
         last = number_of_layers(self.teacher)
         return Needs(logits=True, hidden_states=(last,) if with_states and last else ())
 
+    @cached_property
+    def state_positions(self) -> Literal["all", "first"]:
+        """Whose final states are compared: all tokens', but of an image and of texts too long for the disk the first.
+
+        A sentence has one answer, but as many states as tokens, so that less of it is learned by heart.
+        """
+        if self.task.kind == "words":
+            return "all"
+        if self.task.kind == "image":
+            return "first"
+        size = 2 * self.mean_length * len(self.transfer) * (width_of(self.teacher) or 0)
+        return "all" if size <= STATES_BYTES else "first"
+
     def losses(self, stage: Stage) -> dict[str, DistillationLoss]:
         """What a stage minimises."""
         losses: dict[str, DistillationLoss] = {}
@@ -183,9 +203,8 @@ class Material:
         if stage.hard_label_weight:
             losses["hard"] = HardLabelLoss(stage.hard_label_weight)
         if stage.representation_weight and self.needs.hidden_states:
-            positions: Any = "all" if self.task.kind == "words" else "first"
             losses["representation"] = HiddenStateLoss(
-                {-1: -1}, "cosine", stage.representation_weight, positions=positions
+                {-1: -1}, "cosine", stage.representation_weight, positions=self.state_positions
             )
         return losses
 

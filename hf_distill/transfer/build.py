@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from hf_distill.transfer.augment import AUGMENTATIONS, Words
-from hf_distill.transfer.replace import neighbour_words, replace_words
+from hf_distill.transfer.replace import neighbour_words, replace_words, word_table
 
-AUGMENT = ("recombine", "drop_words")
+ROWS_EACH, MOST_ROWS = 15, 120_000  # new rows, for each of the task's and in all
 SOURCE = "source"  # the column that tells where a row is from
 
 
@@ -21,7 +21,7 @@ def build_transfer_set(
     input_columns: Sequence[str] | str,
     *,
     unlabelled: Iterable[Any] | Dataset = (),
-    augment: Sequence[str] = AUGMENT,
+    augment: Sequence[str] | None = None,
     augmented_rows: int | None = None,
     exclude: Iterable[Any] = (),
     seed: int = 0,
@@ -41,8 +41,8 @@ def build_transfer_set(
         augment: How new rows are made, in equal parts: `"recombine"`, `"drop_words"`
             (`hf_distill.transfer.augment`), `"replace_words"` by a masked language model's, `"neighbour_words"` by the
             teacher's embeddings (`hf_distill.transfer.replace`; TinyBERT, Jiao et al., 2020). Of a pair one text is
-            new, the other a task row's.
-        augmented_rows: How many; by default five times the task's rows, 40,000 at most.
+            new, the other a task row's. By default all that need no other model than the `teacher`, if there is one.
+        augmented_rows: How many; by default 15 times the task's rows, 120,000 at most.
         exclude: Rows that must not be in it, such as the texts of validation and test splits.
         seed: The same seed makes the same rows.
         masked_lm: For `"replace_words"`: a model with a masked-LM head, or its name or folder.
@@ -63,6 +63,9 @@ def build_transfer_set(
         ['task', 'task', 'unlabelled']
     """
     columns = [input_columns] if isinstance(input_columns, str) else list(input_columns)
+    if augment is None:
+        asked = () if processing_class is None or word_table(teacher) is None else ("neighbour_words",)
+        augment = (*AUGMENTATIONS, *asked)
     makers: dict[str, Callable[..., list[Words]]] = {
         **AUGMENTATIONS,
         "replace_words": partial(replace_words, masked_lm=masked_lm, processing_class=masked_lm_processing_class),
@@ -74,7 +77,7 @@ def build_transfer_set(
     more, held_out = _rows(unlabelled, columns), _rows(exclude, columns)
     _require_texts("unlabelled", more, task[0][0], columns)
     _require_texts("exclude", held_out, task[0][0], columns)
-    number = min(5 * len(task), 40_000) if augmented_rows is None else augmented_rows
+    number = min(ROWS_EACH * len(task), MOST_ROWS) if augmented_rows is None else augmented_rows
     made = _augmented(task, {name: makers[name] for name in augment}, number, seed)
     seen = {_key(row) for row in held_out}
     rows: list[tuple[Any, ...]] = []

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import nn
 
 from hf_distill.activations import Needs
-from hf_distill.tasks import Task, longest_row
 from hf_distill.teachers import EnsembleTeacher, OnlineTeacher
 from hf_distill.teachers.cache import TeacherCache
 from hf_distill.teachers.cached import TEACHER_LOGITS, column_names
@@ -27,7 +25,6 @@ class Judgement:
 
     cache: TeacherCache
     positions: np.ndarray
-    tokens: list[list[int | None]] | None = None  # of words: for each of the teacher's tokens its word
 
     def answers(self, row: int) -> dict[str, torch.Tensor]:
         """What the teacher said about one row, without padding."""
@@ -49,8 +46,8 @@ class JudgedRows(torch.utils.data.Dataset):
         rows: The student's encoding of the rows.
         judgement: What the teacher said about the same rows, in the same order.
         chosen: Which of them to have; all by default.
-        words: For words: each row's words of the student's tokens. A token gets the answer about the first of the
-            teacher's tokens of its word; one that stands for no word, that of the teacher's first or last token.
+        places: Where the models read different tokens: for each row, which of the teacher's tokens answers each of
+            the student's ([`places`]). Answers about whole rows are not moved.
     """
 
     def __init__(
@@ -58,9 +55,9 @@ class JudgedRows(torch.utils.data.Dataset):
         rows: Any,
         judgement: Judgement,
         chosen: Sequence[int] | None = None,
-        words: Sequence[Sequence[int | None]] | None = None,
+        places: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.rows, self.judgement, self.words = rows, judgement, words
+        self.rows, self.judgement, self.places = rows, judgement, places
         self.chosen = range(len(rows)) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -74,26 +71,10 @@ class JudgedRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.chosen[index]
         answers = self.judgement.answers(row)
-        if self.words is not None and self.judgement.tokens is not None:
-            places = torch.tensor(same_words(self.words[row], self.judgement.tokens[row]))
-            answers = {name: answer[places] for name, answer in answers.items()}
+        if self.places is not None:
+            places = torch.tensor(self.places[row])
+            answers = {name: answer[places] if answer.ndim > 1 else answer for name, answer in answers.items()}
         return {**self.rows[row], **answers}
-
-
-def same_words(ours: Sequence[int | None], theirs: Sequence[int | None]) -> list[int]:
-    """For each of our tokens the first of their tokens of the same word; for the others their first or last token.
-
-    A word that they have cut off is answered by their last token.
-
-    >>> same_words([None, 0, 0, 1, None], [None, 0, 1, 1, 1, None])
-    [0, 1, 1, 2, 5]
-    """
-    first: dict[int | None, int] = {}
-    for place, word in enumerate(theirs):
-        first.setdefault(word, place)
-    begin = next((k for k, word in enumerate(ours) if word is not None), len(ours))
-    last = len(theirs) - 1
-    return [(first.get(word, last) if word is not None else (0 if k < begin else last)) for k, word in enumerate(ours)]
 
 
 def judge(
@@ -135,14 +116,3 @@ def judge(
         for start in range(0, len(rows), 256)
     ]
     return Judgement(cache, np.concatenate(positions) if positions else np.zeros(0, np.int64))
-
-
-def word_ids(task: Task, dataset: Dataset, processing_class: Any, max_length: int | None) -> list[list[int | None]]:
-    """For each row of words which word each token is of."""
-    longest = longest_row(processing_class, max_length)
-    found: list[list[int | None]] = []
-    for start in range(0, len(dataset), 1000):
-        words = dataset[start : start + 1000][task.inputs[0]]
-        encoded = processing_class(words, truncation=True, max_length=longest, is_split_into_words=True)
-        found += [encoded.word_ids(k) for k in range(len(words))]
-    return found

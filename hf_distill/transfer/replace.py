@@ -93,12 +93,12 @@ def neighbour_words(
     Raises:
         ValueError: If there is no teacher or tokenizer, or `share` is no probability.
     """
-    if teacher is None or processing_class is None:
+    table = word_table(teacher)
+    if table is None or processing_class is None:
         raise ValueError(
             "neighbour_words looks in the teacher's input embeddings. Pass teacher= and its processing_class=."
         )
-    table = teacher.get_input_embeddings().weight.detach()
-    words = whole_words(processing_class)
+    words = {token: word for token, word in whole_words(processing_class).items() if token < len(table)}
 
     def nearest(made: Sequence[Words], slots: Sequence[Slot]) -> list[Words]:
         cores = [_parts(made[text][place])[1] for text, place in slots]
@@ -106,6 +106,15 @@ def neighbour_words(
         return [found.get(core, []) for core in cores]
 
     return _replaced(texts, number, seed, share, nearest)
+
+
+def word_table(teacher: Any) -> Tensor | None:
+    """The input embeddings, shape (V, H), where a model has such a table and it is loaded."""
+    try:
+        table = teacher.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return table.detach() if table.ndim == 2 and table.device.type != "meta" else None
 
 
 @torch.no_grad()
@@ -117,6 +126,8 @@ def neighbours(
     Shape:
         table: (V, H).
     """
+    if len(words) < 2:
+        return {}
     ids = {word: pieces[0] for word, pieces in zip(asked, _pieces(processing_class, asked), strict=True)
            if len(pieces) == 1 and pieces[0] in words}  # fmt: skip
     known = torch.tensor(sorted(words), device=table.device)
