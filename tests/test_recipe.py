@@ -121,6 +121,12 @@ class TestCompress:
         assert made.rows_to_see == expected
         assert replace(made, training_rows=7).rows_to_see == 7
 
+    @pytest.mark.parametrize(("seen", "expected"), [(400_000, 600), (1_000_000, 600), (1_000, 300), (1, 0)])
+    def test_fewer_texts_are_made_where_fewer_are_seen(self, seen, expected, tmp_path):
+        some = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, training_rows=seen)
+        assert some.new_rows == expected
+        assert replace(some, augmented_rows=7).new_rows == 7
+
     def test_states_of_all_tokens_are_learnt_where_the_disk_has_room(self, tmp_path, monkeypatch):
         teacher, reader = bert(**SIZES), original("wordpiece")
         some = job.Job(teacher, reader, ROWS, tmp_path, STAGES, augmented_rows=0)

@@ -12,7 +12,7 @@ from test_vocabulary import CORPUS, original
 
 from hf_distill.recipes import compress
 from hf_distill.transfer import build_transfer_set
-from hf_distill.transfer.replace import neighbour_words, replace_words, whole_words
+from hf_distill.transfer.replace import neighbour_words, neighbours, replace_words, whole_words
 
 NAMES = [f"w{i}" for i in range(30)]
 FIRST = 5  # the id of w0
@@ -114,6 +114,31 @@ def test_texts_pairs_and_lists_of_words_are_served(tokenizer):
         assert {"task", "replace_words", "neighbour_words"} == set(made["source"])
     assert {len(row.split()) for row in single["text"]} == {len(row) for row in words["words"]} == {3, 4}
     assert all(row["a"] in texts or row["b"] in texts for row in pairs)
+
+
+def test_by_default_the_teachers_neighbours_are_asked_where_there_are_any(tokenizer):
+    rows = Dataset.from_dict({"text": ["w1 w2 w3, w4", "w9 w5 w7"]})
+    plain = {"task", "recombine", "drop_words"}
+    teacher = bert(vocab_size=len(tokenizer))
+    made = build_transfer_set(rows, "text", teacher=teacher, processing_class=tokenizer)
+    assert set(made["source"]) == plain | {"neighbour_words"}
+    assert set(build_transfer_set(rows, "text")["source"]) == plain
+    assert set(build_transfer_set(rows, "text", teacher=teacher)["source"]) == plain
+    elsewhere = build_transfer_set(rows, "text", teacher=teacher.to("meta"), processing_class=tokenizer)
+    assert set(elsewhere["source"]) == plain
+
+
+@pytest.mark.parametrize("words", [{}, {0: "w"}])
+def test_without_two_whole_words_there_are_no_neighbours(words, tokenizer):
+    assert neighbours(torch.eye(3), tokenizer, words, ["w1"], 3) == {}
+
+
+def test_a_token_without_a_row_in_the_table_is_nobodys_neighbour(tokenizer):
+    """Tokens that were added to a tokenizer alone, as of templates that a classifier never reads."""
+    teacher = bert(vocab_size=FIRST + 4)
+    made = neighbour_words([["w1", "w9"]], 50, teacher=teacher, processing_class=tokenizer, share=1.0)
+    assert {text[0] for text in made} == {"w0", "w2", "w3"}
+    assert {text[1] for text in made} == {"w9"}
 
 
 def test_a_missing_model_is_told(tokenizer):
