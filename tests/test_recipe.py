@@ -134,7 +134,9 @@ class TestCompress:
         size = 2 * tokens * SIZES["hidden_size"]  # of fp16
         for limit, expected in ((1.01 * size, "all"), (0.99 * size, "first")):
             monkeypatch.setattr(material, "STATES_BYTES", limit)
-            assert replace(some).losses(STAGES[0])["representation"].positions == expected
+            loss = replace(some).losses(STAGES[0])["representation"]
+            assert loss.positions == expected
+            assert loss.weight == {"all": 16, "first": 1}[expected] * STAGES[0].representation_weight
             row = replace(some, answers_dir=tmp_path / expected).rows(STAGES[0], reader)[0]
             known = len(row["input_ids"]) if expected == "all" else 1
             assert row["teacher_hidden_states_3"].shape == (known, SIZES["hidden_size"])

@@ -30,6 +30,7 @@ LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if
 # What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
 # reviews the rows are 10 million), since time grows with the tokens.
 TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
+STATES_PER_ANSWER = 16  # how much more the states of a text's tokens count, for which there is a single answer
 STATES_BYTES = 10e9  # the most that states of all tokens may take on disk; of longer texts only first tokens' are kept
 
 
@@ -203,9 +204,11 @@ class Material:
         if stage.hard_label_weight:
             losses["hard"] = HardLabelLoss(stage.hard_label_weight)
         if stage.representation_weight and self.needs.hidden_states:
+            many = self.task.kind == "text" and self.state_positions == "all"
             losses["representation"] = HiddenStateLoss(
-                {-1: -1}, "cosine", stage.representation_weight, positions=self.state_positions
-            )
+                {-1: -1}, "cosine", stage.representation_weight * (STATES_PER_ANSWER if many else 1),
+                positions=self.state_positions,
+            )  # fmt: skip
         return losses
 
     def batch(self, rows: Iterable[int]) -> dict[str, Any]:
