@@ -75,7 +75,7 @@ class TestRun:
         assert "knowledge-distillation" in card
         assert "retention" in card.lower()
         assert "AutoTokenizer" in card or "pipeline(" in card  # a student with its tokenizer
-        assert re.search(r"transfer, 18 steps over \d\d rows: 1 \* soft.* \+ 1 \* representation", card)
+        assert re.search(r"transfer, 18 steps over \d\d rows: 1 \* soft.* \+ 16 \* representation", card)
         assert "polish, 2 steps over 49 rows: 1 * soft" in card
         classify = hf.pipeline("text-classification", model=str(done / "student"), device="cpu")
         assert classify(CORPUS[70])[0]["label"] in ("no", "yes")
