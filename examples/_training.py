@@ -27,6 +27,17 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((answers == prediction.label_ids).mean())}
 
 
+def accuracy_of_classes(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right answers among the labelled positions; the predictions are [`best_classes`]."""
+    labels = np.asarray(prediction.label_ids)
+    return {"accuracy": float((np.asarray(prediction.predictions) == labels)[labels != -100].mean())}
+
+
+def best_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The best class of each position, so that no logits are kept."""
+    return logits.argmax(-1)
+
+
 def train(trainer: Trainer) -> list[float]:
     """Train with bars only; returns the validation accuracy of each epoch that was evaluated."""
     trainer.remove_callback(ProgressCallback)

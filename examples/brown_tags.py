@@ -16,25 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from _movie_data import minilm_folder
 from _sentence_job import option
-from _training import precision, train
+from _training import accuracy_of_classes, best_classes, precision, train
 from datasets import load_from_disk
-from torch import Tensor
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
-    EvalPrediction,
     HfArgumentParser,
     PreTrainedModel,
     set_seed,
 )
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
-from hf_distill.tasks import IGNORED, Task
+from hf_distill.tasks import Task
 
 
 @dataclass
@@ -49,17 +46,6 @@ class Job:
     learning_rate: float = option(2e-4, "Its highest.")
     max_length: int = option(128, "Tokens that are read of a sentence.")
     bf16: bool = option(False, "Compute in bf16: as right, and faster where the processor has it.")
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of right words; the predictions are classes already."""
-    labels = np.asarray(prediction.label_ids)
-    return {"accuracy": float((np.asarray(prediction.predictions) == labels)[labels != IGNORED].mean())}
-
-
-def classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """What is kept of the logits: 85 numbers a token would not fit."""
-    return logits.argmax(-1)
 
 
 def start(name: str, names: list[str]) -> PreTrainedModel:
@@ -88,8 +74,8 @@ def main() -> None:
         report_to="none", seed=0, dataloader_pin_memory=torch.cuda.is_available(), **numbers,
     )  # fmt: skip
     trainer = DistillationTrainer(
-        model, args, task.collator(tokenizer), rows["train"], rows["validation"], compute_metrics=accuracy,
-        preprocess_logits_for_metrics=classes,
+        model, args, task.collator(tokenizer), rows["train"], rows["validation"], compute_metrics=accuracy_of_classes,
+        preprocess_logits_for_metrics=best_classes,
     )  # fmt: skip
     train(trainer)
     found = trainer.evaluate()["eval_accuracy"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from _movie_data import minilm_folder, movie_sentences
+from _training import accuracy_of_classes, best_classes
 from make_brown_tags import brown_tags
 from make_fashion_mnist import CLASSES, read_idx
 from transformers import (
@@ -21,7 +22,6 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
-    EvalPrediction,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -60,17 +60,6 @@ class Task:
     other: dict[str, Any] = field(default_factory=dict)
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of right answers among the labelled positions; the predictions are answers already."""
-    labels = np.asarray(prediction.label_ids)
-    return {"accuracy": float((np.asarray(prediction.predictions) == labels)[labels != -100].mean())}
-
-
-def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The best class of each position, so that no logits are kept."""
-    return logits.argmax(-1)
-
-
 def fine_tune(model: PreTrainedModel, data: dict[str, Any], folder: Path, **settings: Any) -> str:
     """Train a teacher on the labels, once; its folder."""
     if not (folder / "config.json").is_file():
@@ -81,8 +70,8 @@ def fine_tune(model: PreTrainedModel, data: dict[str, Any], folder: Path, **sett
                 per_device_eval_batch_size=128, disable_tqdm=True, seed=0, **settings,
             )  # fmt: skip
             trainer = Trainer(
-                model, arguments, train_dataset=data["train"], compute_metrics=accuracy,
-                preprocess_logits_for_metrics=answers, **other,
+                model, arguments, train_dataset=data["train"], compute_metrics=accuracy_of_classes,
+                preprocess_logits_for_metrics=best_classes, **other,
             )  # fmt: skip
             trainer.train()
             print(f"{folder.name}: teacher {trainer.evaluate(data['test'])['eval_accuracy']:.4f}", flush=True)

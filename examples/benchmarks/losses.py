@@ -30,7 +30,8 @@ import datasets
 import transformers
 
 sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "data")]
-from _loss_tasks import TASKS, Task, accuracy, answers
+from _loss_tasks import TASKS, Task
+from _training import accuracy_of_classes, best_classes
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.losses import (
@@ -97,8 +98,8 @@ def trainer_for(
     }  # fmt: skip
     return DistillationTrainer(
         task.student(), DistillationTrainingArguments(folder, **arguments), train_dataset=task.data["train"],
-        teacher_model=task.teacher, losses=losses, compute_metrics=accuracy, preprocess_logits_for_metrics=answers,
-        **task.other,
+        teacher_model=task.teacher, losses=losses, compute_metrics=accuracy_of_classes,
+        preprocess_logits_for_metrics=best_classes, **task.other,
     )  # fmt: skip
 
 

@@ -95,8 +95,8 @@ def compress(
             with the 0.35th power of its size.
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.
         exclude: Rows that must not be learnt from, such as the texts of validation and test.
-        augmented_rows: How many rows to make of the training rows; by default 15 of each, and at most 0.3 for each row
-            that the student sees. Of images, the views.
+        augmented_rows: How many rows to make of the training rows; by default 15 of each, but at most 120,000 and
+            0.3 for each row that the student sees. Of images, the views.
         augment: How they are made of texts; see [`build_transfer_set`].
         masked_lm: For `"replace_words"` among them: a model with a masked-LM head, or its name or folder.
         masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.

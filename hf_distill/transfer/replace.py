@@ -96,7 +96,8 @@ def neighbour_words(
     table = word_table(teacher)
     if table is None or processing_class is None:
         raise ValueError(
-            "neighbour_words looks in the teacher's input embeddings. Pass teacher= and its processing_class=."
+            "neighbour_words looks in the teacher's input embeddings, which must be loaded. Pass teacher= and its "
+            "processing_class=."
         )
     words = {token: word for token, word in whole_words(processing_class).items() if token < len(table)}
 
