@@ -1,8 +1,10 @@
 """The makers of the examples' larger datasets, on small sources."""
 
 import gzip
+import io
 import struct
 import sys
+import tarfile
 from importlib import import_module
 from pathlib import Path
 
@@ -109,8 +111,37 @@ def test_another_or_a_missing_file_is_refused(fashion, tmp_path):
         fashion.fashion_mnist(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["make_brown_tags", "make_fashion_mnist", "make_movie_sentences"])
+@pytest.mark.parametrize(
+    "name", ["make_brown_tags", "make_fashion_mnist", "make_further_sentences", "make_movie_sentences"]
+)
 def test_without_a_source_and_a_target_the_usage_is_shown(maker, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit, match=rf"python (examples/data/)?{name}\.py"):
         maker(name).main()
+
+
+def test_a_further_sentence_is_learned_from_or_held_out(maker, monkeypatch, tmp_path):
+    further = maker("make_further_sentences")
+    lines = {"amazonReviewSnippets": 3, "nytEditorialSnippets": 4, "tweets": 5}
+    with tarfile.open(tmp_path / "archive", "w:gz") as tar:
+        for name, number in lines.items():
+            text = "".join(f"{i}_1\t-0.5\t{name} {i} &amp;  so\ton.\n" for i in range(number)) + "9\t1\ttwice\n"
+            info = tarfile.TarInfo(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    brown = tmp_path / "package"
+    brown.mkdir()
+    for i in range(10):
+        (brown / f"ca{i:02}").write_text(f"Word{i}/nn rains/vbz ./.\n")
+    monkeypatch.setattr(further, "FROM_BROWN", 7)
+    monkeypatch.setattr(further, "HELD_OUT", 6)
+    targets = [tmp_path / "learned.txt", tmp_path / "held_out.txt"]
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "archive"), str(brown), *map(str, targets)])
+    further.main()
+    learned, held_out = (target.read_text().splitlines() for target in targets)
+    archive = {f"{name} {i} & so on." for name, number in lines.items() for i in range(number)} | {"twice"}
+    assert len(held_out) == 6
+    assert len({*learned, *held_out}) == len(learned) + len(held_out) == len(archive) + 7
+    assert {text for text in [*learned, *held_out] if "rains" not in text} == archive
+    with pytest.raises(SystemExit, match="no documents"):
+        further.further_sentences(tmp_path / "archive", tmp_path)
