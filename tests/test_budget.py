@@ -50,6 +50,14 @@ def test_given_dimensions_stay():
     assert (student.config.num_hidden_layers, student.config.intermediate_size) == (1, 128)
 
 
+@pytest.mark.parametrize(
+    ("most", "asked", "blocks"), [(20_000, {}, 2), (34_000, {"hidden_size": 24, "intermediate_size": 96}, 1)]
+)
+def test_a_single_block_is_proposed_only_where_two_do_not_fit(most, asked, blocks):
+    teacher = make("bert", num_hidden_layers=6, vocab_size=1000)
+    assert create_student(teacher, max_parameters=most, **asked).config.num_hidden_layers == blocks
+
+
 def test_a_trimmed_vocabulary_leaves_room_for_the_blocks():
     old, new = trimmed("wordpiece")
     teacher = make("bert", vocab_size=len(original("wordpiece")))

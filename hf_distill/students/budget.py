@@ -55,7 +55,9 @@ def propose(
 
     Nearest means: depth and hidden size shrink by like factors, and the feed-forward size in proportion to the latter;
     the sum of the absolute logarithms of both departures, the second times 3, is least. Hidden sizes that keep the
-    teacher's head size come first.
+    teacher's head size come first. A single block, in which no token sees what another has read, only where two do not
+    fit: a tagger 100 times smaller than MiniLM was right in 93.7 % of the words with one, in 95.3 % with two, and in
+    95.2 % with three (validation, one seed).
 
     Args:
         teacher: The model to shrink.
@@ -73,7 +75,7 @@ def propose(
     stack = find_stack(teacher)
     sizes = current_widths(teacher)
     ratio = sizes["intermediate_size"] / sizes["hidden_size"]
-    best: tuple[float, dict[str, int], PreTrainedModel] | None = None
+    best: tuple[tuple[bool, float], dict[str, int], PreTrainedModel] | None = None
     smallest = math.inf
     for blocks in [depth] if depth else _depths(stack.depth):
         for shape, model in _fits(teacher, stack, blocks, budget, fixed, vocabulary, ratio):
@@ -83,8 +85,8 @@ def propose(
             off = abs(math.log(shape["hidden_size"] / sizes["hidden_size"] * stack.depth / blocks))
             off += _FEED_FORWARD * abs(math.log(shape["intermediate_size"] / (ratio * shape["hidden_size"])))
             off += shape["hidden_size"] % (sizes["hidden_size"] // sizes["num_attention_heads"]) > 0
-            if best is None or off < best[0]:
-                best = off, {"num_hidden_layers": blocks, **shape}, model
+            if best is None or (blocks == 1, off) < best[0]:
+                best = (blocks == 1, off), {"num_hidden_layers": blocks, **shape}, model
     if best is None:
         raise ValueError(
             f"No student of at most {budget:,} parameters, and at least {1 - _SLACK:.0%} of that, can be cut from "
