@@ -7,8 +7,10 @@ import torch
 from test_students import make as make_teacher
 from test_students import outputs
 from test_vocabulary import original, trimmed
+from transformers import BertConfig, BertForTokenClassification
 
 from hf_distill.students import create_student
+from hf_distill.students.budget import propose
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 WIDE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -56,6 +58,15 @@ def test_given_dimensions_stay():
 def test_a_single_block_is_proposed_only_where_two_do_not_fit(most, asked, blocks):
     teacher = make("bert", num_hidden_layers=6, vocab_size=1000)
     assert create_student(teacher, max_parameters=most, **asked).config.num_hidden_layers == blocks
+
+
+def test_a_tagger_a_hundred_times_smaller_than_minilm_has_two_blocks():
+    """Two blocks of width 38, not five of 32 because that is the teacher's head size, and not one of 40."""
+    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    teacher = BertForTokenClassification(BertConfig(num_labels=85, **sizes))
+    shape, student = propose(teacher, parameters(teacher) // 100, {}, None, 4439)
+    assert (shape["num_hidden_layers"], shape["hidden_size"]) == (2, 38)
+    assert 0.95 <= parameters(student) * 100 / parameters(teacher) <= 1
 
 
 def test_a_trimmed_vocabulary_leaves_room_for_the_blocks():
