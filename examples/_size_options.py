@@ -35,7 +35,7 @@ class Sizes:
     compressions: str = option("10,30,100", "How many times smaller, separated by commas.")
     seeds: int = option(1, "How many times each is trained.")
     baselines: bool = option(True, "Also train by labels alone.")
-    training_rows: int = option(400_000, "Rows that a student sees.")
+    training_rows: int | None = option(None, "Rows that a student sees; the recipe's default if unset.")
     augmented_rows: int | None = option(None, "New rows for the teacher to judge; the recipe's default if unset.")
     data: str | None = option(
         None, "Name on the Hub, file (csv, json, parquet) or folder (also of `save_to_disk`); the movie sentences."

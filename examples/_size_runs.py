@@ -71,7 +71,7 @@ class Runs:
         """The answers of a baseline: of its best epoch on validation rows."""
         job = self.start.job
         settings = {
-            "name": name, "start": made_by(folder / "start"), "training_rows": job.training_rows,
+            "name": name, "start": made_by(folder / "start"), "training_rows": made.training_rows,
             "learning_rate": rate, "arguments": self.arguments, "seed": seed, "max_length": job.max_length,
         }  # fmt: skip
 
@@ -82,7 +82,7 @@ class Runs:
                 student = type(student)(student.config)
             return train_on_labels(
                 student, self._rows("train", made), self._rows("validation", made), folder=folder / "labels",
-                settings={**settings, "data": self.content}, training_rows=job.training_rows, learning_rate=rate,
+                settings={**settings, "data": self.content}, training_rows=made.training_rows, learning_rate=rate,
                 data_collator=self.start.task.collator(made.processing_class), arguments=self.arguments, seed=seed,
             )  # fmt: skip
 

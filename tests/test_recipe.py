@@ -15,6 +15,7 @@ from hf_distill import DistillationTrainer
 from hf_distill.recipes import STAGES, Stage, compress, job, material, train_on_labels
 from hf_distill.recipes.reading import has_readable_states
 from hf_distill.students import create, trim_vocabulary
+from hf_distill.students.budget import count
 from hf_distill.students.width import UnprovedError
 from hf_distill.tasks import Task
 
@@ -120,6 +121,18 @@ class TestCompress:
         made = job.Job(bert(max_position_embeddings=256, **SIZES), reader, rows, tmp_path, STAGES)
         assert made.rows_to_see == expected
         assert replace(made, training_rows=7).rows_to_see == 7
+
+    @pytest.mark.parametrize(
+        ("times", "expected"), [(2, 400_000), (10, 400_000), (40, 800_000), (100, 1_264_911), (1000, 1_264_911)]
+    )
+    def test_a_tiny_student_sees_more_rows(self, tmp_path, times, expected):
+        """The square root of how much smaller it is than a tenth."""
+        made = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, compression=times)
+        assert made.rows_to_see == expected
+        own = replace(made, compression=None, student=bert(**SIZES))
+        assert own.rows_to_see == 400_000
+        most = count(made.teacher) // times
+        assert replace(made, compression=None, max_parameters=most).rows_to_see == pytest.approx(expected, rel=0.01)
 
     @pytest.mark.parametrize(("seen", "expected"), [(400_000, 600), (1_000_000, 600), (1_000, 300), (1, 0)])
     def test_fewer_texts_are_made_where_fewer_are_seen(self, seen, expected, tmp_path):

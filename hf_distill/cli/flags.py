@@ -43,7 +43,9 @@ class Flags:
         "More rows: a csv / json / parquet file with the columns to read, or a text file, one text a line.",
     )
     augmented_rows: int | None = _flag(None, "New texts or views to make of the training rows.")
-    training_rows: int | None = _flag(None, "Rows that the student sees; 400,000, or fewer of long texts.")
+    training_rows: int | None = _flag(
+        None, "Rows that the student sees; 400,000, more of tiny students, fewer of long texts."
+    )
     max_length: int | None = _flag(None, "Tokens that are read of a text.")
     baseline: bool = _flag(True, "Also train the same student without a teacher, to tell what the teacher gave.")
     export: bool = _flag(False, "Also write the student as ONNX, in float32 and int8 (extra: export).")

@@ -32,12 +32,14 @@ class Compressed:
         processing_class: What it reads with: a tokenizer with fewer tokens, or the teacher's image processor.
         task: What the data was taken for.
         folder: Where student and processing class are, for `from_pretrained` and `pipeline`.
+        training_rows: How many rows the student saw, where it was made just now.
     """
 
     student: PreTrainedModel
     processing_class: Any
     task: Task
     folder: Path
+    training_rows: int | None = None
 
 
 class Job(Material):
@@ -73,7 +75,7 @@ class Job(Material):
             student.eval().save_pretrained(unfinished)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
-        return Compressed(student, tokenizer, self.task, target)
+        return Compressed(student, tokenizer, self.task, target, self.rows_to_see)
 
     def trial(self, rows: int = 64) -> tuple[DistillationTrainer, PreTrainedModel]:
         """A trainer for the last stage on the first rows alone, and its student: to see that everything fits."""

@@ -17,6 +17,7 @@ from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.recipes.reading import has_readable_states, number_of_layers, readable_length, width_of
 from hf_distill.recipes.stages import Stage
+from hf_distill.students.budget import count, parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers.loading import has_fast_bf16
 from hf_distill.transfer.build import MOST_ROWS, ROWS_EACH, build_transfer_set
@@ -28,8 +29,10 @@ from hf_distill.transfer.views import ImageRows
 _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
 LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
 # What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
-# reviews the rows are 10 million), since time grows with the tokens.
+# reviews the rows are 10 million), since time grows with the tokens. A student that is more than so many times smaller
+# than its teacher sees more, with the square root of its smallness, which costs it less: up to MOST_TIMES.
 TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
+TIMES, MOST_TIMES = 10, 100
 STATES_PER_ANSWER = 16  # how much more the states of a text's tokens count, for which there is a single answer
 STATES_BYTES = 10e9  # the most that states of all tokens may take on disk; of longer texts only first tokens' are kept
 
@@ -111,9 +114,19 @@ class Material:
         """How many rows the student sees in all stages together."""
         if self.training_rows is not None:
             return self.training_rows
-        if self.task.kind == "image":
-            return TRAINING_ROWS
-        return min(TRAINING_ROWS, max(1, round(TRAINING_TOKENS / self.mean_length)))
+        rows: float = TRAINING_ROWS
+        if self.task.kind != "image":
+            rows = min(rows, max(1.0, TRAINING_TOKENS / self.mean_length))
+        return round(rows * (min(max(self.times_smaller, TIMES), MOST_TIMES) / TIMES) ** 0.5)
+
+    @property
+    def times_smaller(self) -> float:
+        """How many times fewer parameters the student has than the teacher, as asked for."""
+        if self.limits["compression"] is not None:
+            return float(self.limits["compression"])
+        if self.student is not None:
+            return count(self.teacher) / count(self.student)
+        return count(self.teacher) / (parameter_budget(self.teacher, **self.limits) or count(self.teacher))
 
     @cached_property
     def mean_length(self) -> float:
