@@ -29,8 +29,8 @@ from hf_distill.transfer.views import ImageRows
 _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
 LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
 # What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
-# reviews the rows are 10 million), since time grows with the tokens. A student that is more than so many times smaller
-# than its teacher sees more, with the square root of its smallness, which costs it less: up to MOST_TIMES.
+# reviews the rows are 10 million), since time grows with the tokens. A student more than TIMES times smaller than its
+# teacher, whose steps cost less, sees more: by the square root of how much smaller, up to MOST_TIMES times.
 TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
 TIMES, MOST_TIMES = 10, 100
 STATES_PER_ANSWER = 16  # how much more the states of a text's tokens count, for which there is a single answer
