@@ -134,6 +134,7 @@ class Task:
             _require_tokens(out["input_ids"], indices, self.inputs)
             result = {name: out[name] for name in out if name in processing_class.model_input_names}
             if labels is not None and words:
+                _require_one_each(texts[0], labels, indices)
                 result["labels"] = [labels_at_first_tokens(out.word_ids(k), labels[i]) for k, i in enumerate(indices)]
             elif labels is not None:
                 result["labels"] = [labels[i] for i in indices]
@@ -155,6 +156,11 @@ class Task:
         column = dataset.with_format(None)[self.label][:]
         if any(value is None for row in column for value in _flat(row)):
             raise ValueError(f"{self.label!r} holds None in some rows. Leave them out: dataset.filter(...).")
+        if self.kind != "words" and any(isinstance(row, (list, tuple)) for row in column):
+            raise ValueError(
+                f"{self.label!r} holds several labels or numbers a row, whose data cannot be prepared here. Tokenise "
+                "the data yourself and use DistillationTrainer."
+            )
         if not self.classes:
             return [float(value) for value in column]
         if any(isinstance(value, str) for row in column for value in _flat(row)):
@@ -169,14 +175,16 @@ class Task:
 
     def _named(self, column: Sequence[Any]) -> list[Any]:
         """Labels that are names themselves."""
-        known = {name.lower(): k for k, name in enumerate(self.classes)}
-        foreign = sorted({str(value) for row in column for value in _flat(row)} - set(self.classes))
-        if any(name.lower() not in known for name in foreign):
+        known = {name: _place(name, self.classes) for name in {str(v) for row in column for v in _flat(row)}}
+        if all(name.isdecimal() and int(name) < len(self.classes) for name in known):
+            known = {name: int(name) for name in known}  # numbers that were read as text
+        foreign = sorted(name for name, place in known.items() if place is None)
+        if foreign:
             raise ValueError(
                 f"{self.label!r} holds {foreign[:5]}, but the teacher's classes are {list(self.classes)}. Map them to "
                 "these names, or to their numbers."
             )
-        return [[known[v.lower()] for v in row] if self.kind == "words" else known[row.lower()] for row in column]
+        return [[known[word] for word in row] if self.kind == "words" else known[row] for row in column]
 
     def collator(self, processing_class: Any) -> Any:
         """What makes a batch of encoded rows."""
@@ -207,6 +215,12 @@ def class_names(dataset: Dataset, column: str) -> list[str] | None:
     feature: Any = dataset.features[column]
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _require_one_each(words: Sequence[Any], labels: Sequence[Any], rows: Sequence[int]) -> None:
+    for row, some in zip(rows, words, strict=True):
+        if len(some) != len(labels[row]):
+            raise ValueError(f"Row {row} has {len(some)} words, but {len(labels[row])} labels. Each needs one.")
 
 
 def _require_tokens(ids: Sequence[Sequence[int]], rows: Sequence[int], columns: Sequence[str]) -> None:
@@ -266,16 +280,24 @@ def _order(names: Sequence[str] | None, classes: Sequence[str], column: str) -> 
         if names is not None and len(names) != len(classes):
             raise ValueError(f"{column!r} has the classes {names}, but the teacher answers with {len(classes)}.")
         return None
-    ours, theirs = [name.lower() for name in names], [name.lower() for name in classes]
-    if ours == theirs:
+    if [name.lower() for name in names] == [name.lower() for name in classes]:
         return None
-    foreign = sorted(set(ours) - set(theirs))
+    order = [_place(name, classes) for name in names]
+    foreign = sorted({name for name, place in zip(names, order, strict=True) if place is None})
     if foreign:
         raise ValueError(
             f"The data's classes {list(names)} are not the teacher's, {list(classes)}: it does not know {foreign}. "
             "Rename them (dataset.cast_column with a ClassLabel), or fine-tune the teacher on this data."
         )
-    return [theirs.index(name) for name in ours]
+    return [place for place in order if place is not None]
+
+
+def _place(name: str, classes: Sequence[str]) -> int | None:
+    """Which class a name means: the one of that name, or else the only one that differs from it in case alone."""
+    if name in classes:
+        return classes.index(name)
+    alike = [k for k, other in enumerate(classes) if other.lower() == name.lower()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _require_range(column: Sequence[Any], classes: int, name: str) -> None:

@@ -1,15 +1,17 @@
 """Students to a budget: parameters are counted on the model that comes out."""
 
+import copy
 import logging
 
 import pytest
 import torch
+import transformers as hf
 from test_students import make as make_teacher
 from test_students import outputs
-from test_vocabulary import original, trimmed
+from test_vocabulary import CORPUS, original, trimmed
 from transformers import BertConfig, BertForTokenClassification
 
-from hf_distill.students import create_student
+from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import propose
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -79,6 +81,57 @@ def test_a_trimmed_vocabulary_leaves_room_for_the_blocks():
     assert student.config.vocab_size == len(new)
 
 
+@pytest.mark.parametrize("name", ["modernbert", "llama"])
+def test_a_padding_token_may_lie_beyond_the_smaller_vocabulary(name):
+    old = copy.deepcopy(original("wordpiece"))
+    old.add_special_tokens({"pad_token": "<the last>"})
+    new = trim_vocabulary(old, CORPUS, 150)
+    sizes = {"vocab_size": len(old), "pad_token_id": old.pad_token_id, "num_key_value_heads": 4}
+    special = dict.fromkeys(["bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"])
+    teacher = make(name, **sizes, **special)
+    student = create_student(teacher, compression=5, processing_class=old, new_processing_class=new)
+    assert 0.95 <= parameters(student) * 5 / parameters(teacher) <= 1
+    assert student.config.pad_token_id == new.pad_token_id < len(new) == student.config.vocab_size
+
+
+@pytest.mark.parametrize("compression", [2, 5, 20])
+def test_heads_that_share_key_value_heads_stay_together(compression, caplog):
+    sizes = {**WIDE, "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 60}
+    teacher = hf.Qwen2ForCausalLM(hf.Qwen2Config(**sizes, layer_types=["full_attention"] * 2))
+    assert not isinstance(teacher.config.to_dict().get("head_dim"), int)
+    student = create_student(teacher, compression=compression)
+    config = student.config
+    assert 0.95 <= parameters(student) * compression / parameters(teacher) <= 1
+    assert config.num_attention_heads == 2 * config.num_key_value_heads
+
+
+@pytest.mark.parametrize("compression", [3, 8, 20])
+def test_heads_of_rotary_positions_keep_their_size(compression, caplog):
+    teacher = make("modernbert", num_hidden_layers=6)
+    with caplog.at_level(logging.WARNING):
+        config = create_student(teacher, compression=compression).config
+    assert config.hidden_size // config.num_attention_heads == 16
+    assert "random weights" not in caplog.text
+
+
+def test_fewer_tokens_alone_may_be_enough(caplog):
+    old, new = trimmed("wordpiece")
+    teacher = make("bert", vocab_size=4000)
+    with caplog.at_level(logging.WARNING):
+        student = create_student(teacher, compression=2, processing_class=old, new_processing_class=new)
+    assert parameters(student) < 0.95 * parameters(teacher) / 2
+    assert f"has {parameters(student):,} parameters, fewer than the {parameters(teacher) // 2:,} it may" in caplog.text
+    assert torch.equal(student.bert.encoder.layer[1].output.dense.weight,
+                       teacher.bert.encoder.layer[1].output.dense.weight)  # fmt: skip
+
+
+def test_what_an_architecture_says_itself_is_explained():
+    sizes = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "num_attention_heads": [1, 2]}
+    teacher = hf.SegformerForImageClassification(hf.SegformerConfig(**sizes, sr_ratios=[2, 1]))
+    with pytest.raises(ValueError, match=r"No smaller shape of SegformerForImage.* student_config="):
+        create_student(teacher, compression=4)
+
+
 def test_random_weights_are_announced(caplog):
     with caplog.at_level(logging.WARNING):
         student = create_student(make("modernbert", num_hidden_layers=1), max_parameters=2500, hidden_size=8)
@@ -92,8 +145,8 @@ def test_random_weights_are_announced(caplog):
         ({"compression": 10, "max_mb": 1}, "compression and max_mb both limit the size"),
         ({"compression": 1}, "compression must be a number above 1, got 1"),
         ({"max_parameters": 0}, "max_parameters must be a number above 0, got 0"),
-        ({"max_parameters": 100}, r"at most 100 parameters, .* smallest that was tried has [\d,]+\. Allow"),
-        ({"compression": 5, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256}, "smallest that was"),
+        ({"max_parameters": 100}, r"at most 100 parameters, .* those that were tried have [\d,]+ to [\d,]+\. Allow"),
+        ({"compression": 5, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256}, "those that were"),
         ({"compression": 5, "num_attention_heads": 3, "hidden_size": 32}, "cannot be divided among 3 heads"),
     ],
 )

@@ -249,6 +249,38 @@ class TestCompress:
         assert set(CORPUS[40:50]) <= set(seen)
         assert not set(CORPUS[50:60]) & set(seen)
 
+    @pytest.mark.parametrize("exclude", [CORPUS[:30], Dataset.from_dict({"text": CORPUS[:30]}), iter(CORPUS[:30])])
+    def test_nor_are_rows_of_the_task_in_any_stage(self, exclude, tmp_path, monkeypatch):
+        seen, run_stage = [], job.run_stage
+
+        def spy(stage, student, rows, *args, **kwargs):
+            read = rows()
+            seen.append({tuple(read[k]["input_ids"]) for k in range(len(read))})
+            return run_stage(stage, student, lambda: read, *args, **kwargs)
+
+        monkeypatch.setattr(job, "run_stage", spy)
+        made = make(tmp_path, exclude=exclude)
+        excluded, others = ({tuple(made.processing_class(text)["input_ids"]) for text in texts}
+                            for texts in (CORPUS[:30], CORPUS[30:40]))  # fmt: skip
+        assert len(seen) == 2
+        assert all(others <= rows and not (excluded - others) & rows for rows in seen)
+        assert seen[1] == others
+
+    def test_a_transform_of_the_rows_is_left_aside(self, tmp_path):
+        plain = make(tmp_path / "plain").student
+        changed = make(
+            tmp_path / "changed", rows=ROWS.with_transform(lambda rows: {"input_ids": rows["text"]})
+        ).student
+        for name, tensor in plain.state_dict().items():
+            assert torch.equal(tensor, changed.state_dict()[name])
+
+    def test_megabytes_are_those_of_the_file(self, tmp_path):
+        made = make(tmp_path, bert(**SIZES).bfloat16(), compression=None, max_mb=0.03)
+        size = (made.folder / "model.safetensors").stat().st_size
+        numbers = sum(4 * parameter.numel() for parameter in made.student.parameters())
+        assert 0.95 * 0.03e6 <= numbers <= 0.03e6
+        assert numbers <= size <= 1.3 * 0.03e6  # with the names of the tensors
+
     def test_words(self, tmp_path):
         names = {0: "O", 1: "N", 2: "V"}
         tags = {"num_labels": 3, "id2label": names, "label2id": {name: k for k, name in names.items()}}
@@ -306,7 +338,7 @@ class TestCompress:
             ),
             ({"max_parameters": 10_000, "compression": 3}, "both limit the size"),
             ({"min_confidence": 1.5}, "nowhere as confident as"),
-            ({"compression": 1000}, "No student of at most"),
+            ({"compression": 1000}, "No student of at most .* in compress by student=create_student"),
             ({"student": bert()}, "compression is the size of a student to make"),
             ({"student": bert(vocab_size=100), "compression": None}, "has 100 tokens, but reads the teacher's 305"),
             ({"student": bert(num_labels=3), "compression": None}, "The student's classes are .*LABEL_2"),
@@ -315,6 +347,21 @@ class TestCompress:
                 "The student's classes are {0: 'b', 1: 'a'}",
             ),
             ({"rows": ROWS.select([])}, "train_dataset has no rows"),
+            ({"exclude": CORPUS[:40]}, "train_dataset has no rows, or none that are not in exclude"),
+            ({"max_length": 0}, "max_length must be at least 1, got 0"),
+            ({"augmented_rows": -5}, "augmented_rows must be at least 0, got -5"),
+            ({"stages": ()}, r"stages must be one at least, .* got \[\]"),
+            ({"stages": 2 * STAGES[:1]}, r"a name of its own, got \['transfer', 'transfer'\]"),
+            ({"reader": None}, "processing_class must be the teacher's tokenizer, got NoneType"),
+            ({"teacher": bert(vocab_size=100)}, "has ids up to 299, the teacher 100 embeddings"),
+            (
+                {
+                    "teacher": vit(),
+                    "rows": labelled({"pixel_values": torch.rand(2, 1, 8, 8).tolist()}, None),
+                    "exclude": ["a"],
+                },
+                "exclude is for texts and words",
+            ),
             (
                 {
                     "teacher": vit(),

@@ -103,6 +103,30 @@ class TestTask:
         with pytest.raises(ValueError, match=r"holds \['Yes', 'no'\], but the teacher's classes are \['LABEL_0'"):
             Task.of(bert(), rows).labels(rows)
 
+    @pytest.mark.parametrize("named", [False, True])
+    def test_classes_that_differ_in_case_alone_are_told_apart(self, named):
+        names = {"id2label": {0: "a", 1: "A", 2: "b"}, "label2id": {"a": 0, "A": 1, "b": 2}, "num_labels": 3}
+        rows = Dataset.from_dict({"text": ["ba", "co", "di"], "label": ["A", "a", "B"]})
+        rows = rows.cast_column("label", ClassLabel(names=["B", "A", "a"])) if named else rows
+        assert Task.of(bert(**names), rows).labels(rows) == [1, 0, 2]
+
+    def test_numbers_that_were_read_as_text_are_numbers(self):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "0"]})
+        assert Task.of(bert(), rows).labels(rows) == [1, 0]
+        with pytest.raises(ValueError, match=r"holds \['1', '2'\], but the teacher's classes are"):
+            Task.of(bert(), rows).labels(Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "2"]}))
+
+    @pytest.mark.parametrize("outputs", [2, 1])
+    def test_several_labels_a_row_are_refused(self, outputs):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [[1.0, 0.0], [0.0, 1.0]]})
+        with pytest.raises(ValueError, match="'label' holds several labels or numbers a row"):
+            Task.of(bert(num_labels=outputs), rows).labels(rows)
+
+    def test_a_word_without_a_label_is_refused(self):
+        rows = Dataset.from_dict({"tokens": [["ba"], ["co", "di"]], "tags": [[0], [1]]})
+        with pytest.raises(ValueError, match="Row 1 has 2 words, but 1 labels"):
+            Task.of(bert("TokenClassification"), rows).encode(rows, trimmed("wordpiece")[0])
+
     @pytest.mark.parametrize(
         ("column", "expected"), [([-1, 1], [-100, 1]), ([0.0, 1.0], [0, 1]), ([True, False], [1, 0])]
     )
@@ -155,6 +179,12 @@ class TestBuildTransferSet:
         for row in made:
             assert row["a"] in rows["a"] or row["b"] in rows["b"]
 
+    def test_rows_of_a_stream_are_read_by_their_columns(self):
+        pairs = Dataset.from_dict({"a": ["one", "two"], "b": ["x", "y"]})
+        more = Dataset.from_dict({"b": ["z", "y"], "id": [7, 8], "a": ["three", "two"]}).to_iterable_dataset()
+        made = build_transfer_set(pairs, ["a", "b"], unlabelled=more, augmented_rows=0)
+        assert list(zip(made["a"], made["b"], strict=True)) == [("one", "x"), ("two", "y"), ("three", "z")]
+
     def test_lists_of_words_stay_lists(self):
         rows = Dataset.from_dict({"tokens": [text.split() for text in CORPUS[:9]]})
         made = build_transfer_set(rows, "tokens", augmented_rows=9)
@@ -167,6 +197,8 @@ class TestBuildTransferSet:
             ({"input_columns": "body"}, "input_columns"),
             ({"augment": ["back_translation"]}, "augment must name some of"),
             ({"unlabelled": "one text"}, "got one text"),
+            ({"unlabelled": [{"body": "a"}]}, "lack the column 'text'"),
+            ({"exclude": DatasetDict(test=Dataset.from_dict({"text": ["a"]}))}, r"DatasetDict with \['test'\]"),
             ({"unlabelled": Dataset.from_dict({"body": ["a"]})}, "lack the column 'text'"),
             ({"unlabelled": [["a", "b"]]}, r"unlabelled: row 0 must be a text, got \['a', 'b'\]"),
             ({"exclude": ["a", None]}, "exclude: row 1 must be a text, got None"),
@@ -181,6 +213,7 @@ class TestBuildTransferSet:
         [
             ({"a": ["ba", "co"], "b": ["di", "fu"]}, {"unlabelled": ["hello"]}, r"must be a pair \(a, b\) of texts"),
             ({"tokens": [["ba"], ["co"]]}, {"unlabelled": ["hello"]}, "must be a list of words, got 'hello'"),
+            ({"tokens": [["ba"], [None]]}, {}, r"The dataset: row 1 must be a list of words, got \[None\]"),
             ({"text": ["ba", None]}, {}, "The dataset: row 1 must be a text, got None"),
         ],
     )

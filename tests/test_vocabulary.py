@@ -1,5 +1,6 @@
 """Trimmed tokenizers: the oracle is the tokenizer they come from, on text that it cuts into kept tokens."""
 
+import copy
 import functools
 import json
 import random
@@ -168,6 +169,13 @@ def test_ids_are_consecutive_and_in_the_old_order(name):
         assert getattr(new, f"{key}_id") == (None if getattr(old, key) is None else after[getattr(old, key)])
     same = ("model_max_length", "padding_side", "truncation_side", "chat_template", "model_input_names")
     assert [getattr(new, key) for key in same] == [getattr(old, key) for key in same]
+
+
+def test_sides_that_were_set_on_the_tokenizer_stay():
+    old = copy.deepcopy(original("wordpiece"))
+    old.padding_side, old.truncation_side = "left", "left"
+    new = trim_vocabulary(old, CORPUS, 130)
+    assert (new.padding_side, new.truncation_side) == ("left", "left")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -63,6 +63,25 @@ def test_a_pooler_of_the_teachers_width_follows_it(kind):
     assert outputs(student)["logits"].shape == (2, 2)
 
 
+@pytest.mark.parametrize("name", ["deberta_v3", "mpnet"])
+def test_relative_positions_are_carried_with_fewer_and_smaller_heads(name):
+    """DeBERTa v3 normalises the table of its positions, MPNet's has a number for each head."""
+    if name == "mpnet":
+        teacher = make("mpnet", hidden_size=64, num_attention_heads=4)
+    else:
+        config = hf.DebertaV2Config(
+            **{**SIZES, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}, relative_attention=True,
+            share_att_key=True, norm_rel_ebd="layer_norm", pos_att_type=["p2c", "c2p"], position_buckets=8,
+        )  # fmt: skip
+        teacher = noisy(hf.DebertaV2ForSequenceClassification(config))
+    student = create_student(teacher, hidden_size=24, num_attention_heads=2)
+    table = max((n for n, _ in teacher.named_parameters() if re.search("relative_attention_bias|rel_embeddings", n)))
+    ours, theirs = student.get_parameter(table), teacher.get_parameter(table)
+    assert ours.shape[1] < theirs.shape[1]
+    assert all(any(torch.equal(ours[:, k], theirs[:, j]) for j in range(theirs.shape[1])) for k in range(len(ours.T)))
+    assert torch.isfinite(outputs(student)["logits"]).all()
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_the_full_width_is_exactly_the_teacher(name):
     teacher = make(name)

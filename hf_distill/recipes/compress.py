@@ -91,12 +91,13 @@ def compress(
         output_dir: Where everything goes; the student to `output_dir/student`.
         compression: How many times smaller; 10 if nothing else is given.
         max_parameters: Instead of it.
-        max_mb: Instead of it.
+        max_mb: Instead of it: MB (10^6 bytes) of the student's weights in float32, in which it is trained and kept.
         student: A student of your own, on the teacher's vocabulary, instead of one to a budget.
         vocabulary_size: The most tokens to keep; by default 10,000 for a student of 2.3 M parameters, and more or less
             with the 0.35th power of its size.
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.
-        exclude: Rows that must not be learnt from, such as the texts of validation and test.
+        exclude: Rows that must not be learnt from, in no stage, such as the texts of validation and test. Of images,
+            choose the rows of `train_dataset`.
         augmented_rows: How many rows to make of the training rows; by default 15 of each, but at most 120,000 and
             0.3 for each row that the student sees. Of images, the views.
         augment: How they are made of texts; see [`build_transfer_set`].

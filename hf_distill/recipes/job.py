@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_distill.recipes.material import Material
-from hf_distill.recipes.reading import require_fit, without_dropout
+from hf_distill.recipes.reading import require_fit, require_tokenizer, without_dropout
 from hf_distill.recipes.stages import begin, content_of, fingerprint_of, finish, is_done, run_stage
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
@@ -123,17 +123,20 @@ class Job(Material):
     def _make(self) -> tuple[Any, PreTrainedModel]:
         if self.student is not None:
             return self.processing_class, copy.deepcopy(self.student)
-        if self.task.kind == "image":
-            return self.processing_class, create_student(
-                self.teacher, calibration=self._calibration(64, 16), **self.limits
+        tokenizer, given = self.processing_class, {}
+        if self.task.kind != "image":
+            tokenizer = self._trimmed() if getattr(tokenizer, "is_fast", False) else tokenizer
+            given = {"processing_class": self.processing_class, "new_processing_class": tokenizer}
+        sizes = (64, 16) if self.task.kind == "image" else (512, 32)
+        try:
+            return tokenizer, create_student(
+                self.teacher, calibration=self._calibration(*sizes), **given, **self.limits
             )
-        tokenizer = self.processing_class
-        if getattr(tokenizer, "is_fast", False):
-            tokenizer = self._trimmed()
-        return tokenizer, create_student(
-            self.teacher, calibration=self._calibration(512, 32), processing_class=self.processing_class,
-            new_processing_class=tokenizer, **self.limits,
-        )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Or choose the student yourself, in compress by student=create_student(teacher, "
+                "student_config=...)."
+            ) from error
 
     def _calibration(self, number: int, size: int) -> list[dict[str, Any]]:
         """Batches of task rows from all over the dataset, on which to measure what of the teacher is important."""
@@ -156,13 +159,21 @@ class Job(Material):
         if self.student is not None:
             require_fit(self.student, self.teacher, self.task, self.limits)
         if not len(self.train_dataset):
-            raise ValueError("train_dataset has no rows.")
-        if self.task.kind == "image" and (not hasattr(self.unlabelled, "__len__") or len(self.unlabelled)):
-            raise ValueError(
-                "unlabelled is for texts and words. Of images, add the rows to train_dataset, or leave it out."
-            )
-        if self.training_rows is not None and self.training_rows < 1:
-            raise ValueError(f"training_rows must be at least 1, got {self.training_rows}.")
+            raise ValueError("train_dataset has no rows, or none that are not in exclude.")
+        for name in ("unlabelled", "exclude") if self.task.kind == "image" else ():
+            given = getattr(self, name)
+            if not hasattr(given, "__len__") or len(given):
+                raise ValueError(
+                    f"{name} is for texts and words. Of images, choose the rows of train_dataset, and leave it out."
+                )
+        if self.task.kind != "image":
+            require_tokenizer(self.processing_class, self.teacher)
+        for name, least in (("training_rows", 1), ("max_length", 1), ("augmented_rows", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"stages must be one at least, each with a name of its own, got {names}.")
         if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
             raise ValueError(
                 f"No column of {self.train_dataset.column_names} holds labels, which a stage learns from. Name it: "

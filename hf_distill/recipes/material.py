@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from hf_distill.recipes.stages import Stage
 from hf_distill.students.budget import count, parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers.loading import has_fast_bf16
-from hf_distill.transfer.build import MOST_ROWS, ROWS_EACH, build_transfer_set
+from hf_distill.transfer.build import MOST_ROWS, ROWS_EACH, build_transfer_set, without_rows
 from hf_distill.transfer.judged import JudgedRows, Judgement, judge
 from hf_distill.transfer.places import places
 from hf_distill.transfer.views import ImageRows
@@ -70,6 +70,9 @@ class Material:
         self.folder = Path(self.output_dir)
         self.answers = Path(self.answers_dir or self.folder / "answers")
         self.task = Task.of(self.teacher, self.train_dataset, self.input_columns, self.label_column)
+        if self.task.kind != "image":
+            self.exclude = list(self.exclude) if isinstance(self.exclude, Iterator) else self.exclude  # read twice
+            self.train_dataset = without_rows(self.train_dataset.with_format(None), self.task.inputs, self.exclude)
         models = [self.teacher, *filter(None, [self.student])]
         self.length = None if self.task.kind == "image" else readable_length(self.max_length or 512, *models)
         self.limits: dict[str, Any] = {
@@ -77,6 +80,11 @@ class Material:
         }  # fmt: skip
         if self.student is None and not any(value is not None for value in self.limits.values()):
             self.limits["compression"] = 10.0
+        parameter_budget(self.teacher, **self.limits)
+        if (
+            self.max_mb is not None and self.student is None
+        ):  # of the student, which is trained and kept in 4 bytes a number
+            self.limits |= {"max_mb": None, "max_parameters": int(self.max_mb * 1e6 / 4)}
         like_lengths = {} if self.task.kind == "image" else LIKE_LENGTHS
         self.stage_arguments = {**like_lengths, **(self.arguments or {})}
 

@@ -93,6 +93,23 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
     return task.kind == "image" or not torch.equal(states[0][:, 0], states[1][:, 0])
 
 
+def require_tokenizer(tokenizer: Any, teacher: PreTrainedModel) -> None:
+    """The tokenizer is there, and the teacher has a row for each of its ids.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        raise ValueError(f"processing_class must be the teacher's tokenizer, got {type(tokenizer).__name__}.")
+    embeddings: Any = teacher.get_input_embeddings()
+    largest, rows = max(tokenizer.get_vocab().values()), len(embeddings.weight)
+    if largest >= rows:
+        raise ValueError(
+            f"processing_class has ids up to {largest}, the teacher {rows} embeddings. Pass the tokenizer that the "
+            "teacher was trained with."
+        )
+
+
 def require_fit(student: PreTrainedModel, teacher: PreTrainedModel, task: Task, limits: Mapping[str, Any]) -> None:
     """A student of one's own reads the teacher's tokens and answers with its classes, in its order."""
     given = [name for name, value in limits.items() if value is not None]

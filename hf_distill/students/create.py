@@ -22,6 +22,7 @@ from hf_distill.students.requests import (
     check_processing_classes,
     check_teacher,
     chosen_blocks,
+    other_errors_explained,
     refuse_beside_config,
     refuse_beside_stages,
 )
@@ -142,7 +143,8 @@ def create_student(
     budget = parameter_budget(teacher, compression, max_parameters, max_mb)
     if budget is not None and has_stages(teacher):
         refuse_beside_stages({**widths, **dict(filter(None, asked.values()))})
-        return narrow_stages(teacher, budget)
+        with other_errors_explained(teacher):
+            return narrow_stages(teacher, budget)
     if budget is not None:
         widths, asked["layers"] = _proposed(teacher, budget, widths, asked["layers"], new_processing_class)
     check_choices(teacher, asked, bool(widths) or new_processing_class is not None)
@@ -170,7 +172,8 @@ def _proposed(
     """Widths and blocks within a budget; what was asked for stays. The shape is printed."""
     depth = None if asked is None else asked[1] if "num_" in asked[0] else len(asked[1])
     tokens = None if vocabulary is None else len(vocabulary.get_vocab())
-    found, shape = propose(teacher, budget, widths, depth, tokens)
+    with other_errors_explained(teacher):
+        found, shape = propose(teacher, budget, widths, depth, tokens)
     blocks = found.pop("num_hidden_layers")
     print(f"{blocks} blocks, {found}: {where_parameters_go(shape)}")
     return found, asked or ("num_hidden_layers", blocks)

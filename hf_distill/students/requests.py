@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,24 @@ def argument(*pair: tuple[str, int | Sequence[int] | None]) -> tuple[str, int | 
             "of them."
         )
     return given[0] if given else None
+
+
+@contextmanager
+def other_errors_explained(teacher: PreTrainedModel) -> Iterator[None]:
+    """Say what to do where an architecture refuses a smaller shape in its own words.
+
+    Raises:
+        ValueError: In place of any other error.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"No smaller shape of {type(teacher).__name__} can be proposed ({type(error).__name__}: {error}). Give a "
+            "config yourself: student_config=..."
+        ) from error
 
 
 def chosen_blocks(

@@ -228,7 +228,9 @@ class Prober:
     def _record(self, name: str, call: int, module: nn.Module) -> Any:
         def run(forward: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             output = forward(value, *args, **kwargs)
-            self.calls.append((name, value, output))
+            # DeBERTa normalises a parameter, which holds other values while a space is tried.
+            seen = value.detach() if isinstance(value, Tensor) else value
+            self.calls.append((name, seen, output))
             return output
 
         return run
@@ -247,7 +249,7 @@ class _Call:
         norm = is_norm(self.module)
         if norm and not space.kind.layouts(value.shape[axis]):
             return forward(value, *args, **kwargs)
-        if not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point():  # ids, or a shape
             output = prober.calls[self.call][2]
         else:
             layout = prober.seen(space, order, self.name, self.call, value)

@@ -197,6 +197,7 @@ def _rebuilt(tokenizer: Any, state: dict[str, Any], kept: set[str]) -> Any:
             config["added_tokens_decoder"] = {str(ids[entry["content"]]): entry for entry in entries}
             path.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
         trimmed = type(tokenizer).from_pretrained(folder)
+    trimmed.padding_side, trimmed.truncation_side = tokenizer.padding_side, tokenizer.truncation_side
     trimmed.name_or_path = ""  # nobody shall take it for the original
     trimmed.init_kwargs.pop("name_or_path", None)
     if trimmed.get_vocab() != ids:

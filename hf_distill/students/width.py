@@ -173,6 +173,7 @@ def _kinds(
         by_head.append((Kind("heads", units, width, sizes=sizes), new_heads["heads"] / heads["heads"]))
     if new_heads["size"] != heads["size"]:
         by_head.append((Kind("inside", width, width, heads["heads"]), new_heads["size"] / heads["size"]))
+    by_head = by_head[:1] if size == heads["heads"] else by_head  # one number a head, as of relative positions
     part_by_head = math.prod(share for _, share in by_head)
     fits = by_head and (size % width == 0 or size == heads["heads"]) and abs(part_by_head - part) < 1e-9
     return [free, *([by_head] if fits else []), *([pairs] if size % 2 == 0 and size > 2 else [])]

@@ -72,9 +72,9 @@ def build_transfer_set(
         "neighbour_words": partial(neighbour_words, teacher=teacher, processing_class=processing_class),
     }
     _check(dataset, columns, augment, makers)
-    task = _rows(dataset, columns)
+    task = rows_of(dataset, columns)
     _require_texts("The dataset", task, task[0][0], columns)
-    more, held_out = _rows(unlabelled, columns), _rows(exclude, columns)
+    more, held_out = rows_of(unlabelled, columns), rows_of(exclude, columns)
     _require_texts("unlabelled", more, task[0][0], columns)
     _require_texts("exclude", held_out, task[0][0], columns)
     number = min(ROWS_EACH * len(task), MOST_ROWS) if augmented_rows is None else augmented_rows
@@ -106,23 +106,65 @@ def _check(dataset: Dataset, columns: Sequence[str], augment: Sequence[str], mak
         raise ValueError("The dataset has no rows to start from.")
 
 
-def _rows(some: Iterable[Any] | Dataset, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+def without_rows(dataset: Dataset, columns: Sequence[str], exclude: Iterable[Any]) -> Dataset:
+    """The rows whose texts are not among others.
+
+    Args:
+        dataset: Rows.
+        columns: Where their texts are.
+        exclude: Rows as for [`build_transfer_set`].
+    """
+    held_out = rows_of(exclude, columns)
+    if not held_out or not len(dataset):
+        return dataset
+    rows = rows_of(dataset, columns)
+    for what, some in (("The dataset", rows), ("exclude", held_out)):
+        _require_texts(what, some, rows[0][0], columns)
+    keys = {_key(row) for row in held_out}
+    kept = [k for k, row in enumerate(rows) if _key(row) not in keys]
+    return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+def rows_of(some: Iterable[Any] | Dataset, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The texts of each row, one for each column.
+
+    Raises:
+        ValueError: If the rows are in splits, or have no such columns.
+    """
+    if isinstance(some, Mapping):
+        raise ValueError(
+            f"Unlabelled or excluded rows must be one dataset or list, got {type(some).__name__} with "
+            f"{list(some)}. Pass one of these, or concatenate_datasets of several."
+        )
     if isinstance(some, Dataset):
-        missing = [name for name in columns if name not in some.column_names]
-        if missing:
-            raise ValueError(f"Unlabelled or excluded rows lack the column {missing[0]!r}: {some.column_names}.")
+        _require_columns(some.column_names, columns)
         plain = some.with_format(None)
         return [tuple(row) for row in zip(*(plain[name] for name in columns), strict=True)]
     if isinstance(some, str):
         raise ValueError("Unlabelled or excluded rows must be a list of texts, got one text.")
-    return [(row,) if len(columns) == 1 or isinstance(row, str) else tuple(row) for row in some]
+    return [_row(row, columns) for row in some]
+
+
+def _row(row: Any, columns: Sequence[str]) -> tuple[Any, ...]:
+    if isinstance(row, Mapping):  # of a stream
+        _require_columns(list(row), columns)
+        return tuple(row[name] for name in columns)
+    return (row,) if len(columns) == 1 or isinstance(row, str) else tuple(row)
+
+
+def _require_columns(there: Sequence[str], columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise ValueError(f"Unlabelled or excluded rows lack the column {missing[0]!r}: {list(there)}.")
 
 
 def _require_texts(what: str, rows: Sequence[tuple[Any, ...]], like: Any, columns: Sequence[str]) -> None:
     """Rows of the task's kind: as many texts each as columns, or lists of words."""
     kind: Any = (list, tuple) if isinstance(like, (list, tuple)) else str
     for k, row in enumerate(rows):
-        if len(row) != len(columns) or not all(isinstance(text, kind) for text in row):
+        words = [word for text in row if kind is not str for word in (text if isinstance(text, kind) else ())]
+        fits = all(isinstance(text, kind) for text in row) and all(isinstance(word, str) for word in words)
+        if len(row) != len(columns) or not fits:
             unit = "a text" if kind is str else "a list of words"
             need = unit if len(columns) == 1 else f"a pair ({', '.join(columns)}) of texts"
             raise ValueError(f"{what}: row {k} must be {need}, got {row if len(row) > 1 else row[0]!r}.")

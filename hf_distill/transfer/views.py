@@ -74,12 +74,19 @@ class ImageRows(torch.utils.data.Dataset):
 
     def _processed(self, row: int) -> np.ndarray:
         image = self.dataset[row][self.task.inputs[0]]
+        if image is None or isinstance(image, dict):
+            raise ValueError(
+                f"Row {row} of {self.task.inputs[0]!r} holds no decoded image, got {type(image).__name__}. Leave such "
+                "rows out, or cast_column(..., datasets.Image())."
+            )
         if self.processing_class is None or self.task.inputs[0] == "pixel_values":
             return np.asarray(image, np.float32)
         if isinstance(image, list):
             image = np.asarray(image)
-        elif image.mode != "RGB" and len(getattr(self.processing_class, "image_mean", None) or "RGB") == 3:
-            image = image.convert("RGB")
+        else:
+            channels = len(getattr(self.processing_class, "image_mean", None) or "RGB")
+            mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
+            image = image if image.mode == mode else image.convert(mode)
         return np.asarray(self.processing_class(image, return_tensors="np")["pixel_values"][0], np.float32)
 
 
