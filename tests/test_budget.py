@@ -114,6 +114,26 @@ def test_heads_of_rotary_positions_keep_their_size(compression, caplog):
     assert "random weights" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Electra", {"embedding_size": 32}),
+        ("OPT", {"word_embed_proj_dim": 32, "ffn_dim": 256}),
+        ("OPT", {"word_embed_proj_dim": 64, "ffn_dim": 256}),
+        ("RoFormer", {"embedding_size": 64}),
+    ],
+)
+@pytest.mark.parametrize("compression", [4, 8])
+def test_tables_narrower_than_the_blocks_and_turned_heads_are_carried(kind, sizes, compression, caplog):
+    torch.manual_seed(0)
+    config = getattr(hf, f"{kind}Config")(**{**WIDE, "vocab_size": 60, "max_position_embeddings": 60, **sizes})
+    teacher = getattr(hf, f"{kind}ForSequenceClassification")(config).eval()
+    with caplog.at_level(logging.WARNING):
+        student = create_student(teacher, compression=compression)
+    assert 0.95 <= parameters(student) * compression / parameters(teacher) <= 1
+    assert "random weights" not in caplog.text
+
+
 def test_fewer_tokens_alone_may_be_enough(caplog):
     old, new = trimmed("wordpiece")
     teacher = make("bert", vocab_size=4000)

@@ -141,19 +141,7 @@ def _fits(
         return fixed.get("intermediate_size", min(max(round(ratio * hidden), 1), sizes["intermediate_size"]))
 
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
-    step = 2 if "intermediate_size" in fixed else _STEP  # only the hidden size is left to fill the budget
-    whole = sizes["hidden_size"]
-    choices = sorted({*range(2, min(whole, 64), 2), *range(step, whole + 1, step), *range(head, whole + 1, head)})
-    choices = [hidden for hidden in choices if _heads(sizes, hidden) <= sizes["num_attention_heads"]]
-    if _turned(teacher):
-        choices = [hidden for hidden in choices if hidden // _heads(sizes, hidden) % 2 == 0]
-    if "num_attention_heads" in fixed:
-        choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
-                   and hidden <= head * fixed["num_attention_heads"]]  # fmt: skip
-    if isinstance(teacher.config.to_dict().get("head_dim"), int):  # heads stay, and configs want them to divide
-        heads = fixed.get("num_attention_heads", sizes["num_attention_heads"])
-        choices = [hidden for hidden in choices if hidden % heads == 0]
-    choices = [fixed["hidden_size"]] if "hidden_size" in fixed else choices
+    choices = [fixed["hidden_size"]] if "hidden_size" in fixed else _hidden_sizes(teacher, sizes, fixed)
     low, high = 0, len(choices)
     while low < high:  # the first that is too large
         middle = (low + high) // 2
@@ -173,6 +161,27 @@ def _fits(
         yield model(hidden, units)
 
 
+def _hidden_sizes(teacher: PreTrainedModel, sizes: Mapping[str, int], fixed: Mapping[str, int]) -> list[int]:
+    """Hidden sizes that the architecture allows, in increasing order."""
+    head = sizes["hidden_size"] // sizes["num_attention_heads"]
+    step = 2 if "intermediate_size" in fixed else _STEP  # only the hidden size is left to fill the budget
+    whole = sizes["hidden_size"]
+    choices = sorted({*range(2, min(whole, 64), 2), *range(step, whole + 1, step), *range(head, whole + 1, head)})
+    choices = [hidden for hidden in choices if _heads(sizes, hidden) <= sizes["num_attention_heads"]]
+    # At that size ELECTRA and OPT would lose the layer between embeddings and blocks.
+    narrow = {getattr(teacher.config, name, whole) for name in ("embedding_size", "word_embed_proj_dim")} - {whole}
+    choices = [hidden for hidden in choices if hidden not in narrow]
+    if _turned(teacher):
+        choices = [hidden for hidden in choices if hidden // _heads(sizes, hidden) % 2 == 0]
+    if "num_attention_heads" in fixed:
+        choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
+                   and hidden <= head * fixed["num_attention_heads"]]  # fmt: skip
+    if isinstance(teacher.config.to_dict().get("head_dim"), int):  # heads stay, and configs want them to divide
+        heads = fixed.get("num_attention_heads", sizes["num_attention_heads"])
+        choices = [hidden for hidden in choices if hidden % heads == 0]
+    return choices
+
+
 def _heads(sizes: Mapping[str, int], hidden: int) -> int:
     """The fewest heads that divide a hidden size, are not larger than the teacher's, and share key-value heads as its
     heads do; more than the hidden size if there are none.
@@ -189,7 +198,7 @@ def _turned(teacher: PreTrainedModel) -> bool:
     if isinstance(teacher.config.to_dict().get("head_dim"), int):
         return False
     rotary = any("rotary" in type(module).__name__.lower() for module in teacher.modules())
-    return rotary or isinstance(getattr(teacher.config, "rotary_dim", None), int)
+    return rotary or any(hasattr(teacher.config, name) for name in ("rotary_dim", "rotary_value"))  # GPT-J, RoFormer
 
 
 def _fewer_tokens(model: PreTrainedModel, size: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ NAMES = {
     "num_key_value_heads": ("num_key_value_heads",),
 }
 # Widths that some configs state apart, and that follow the hidden size where they equal it.
-_FOLLOWERS = ("embedding_size", "pooler_output_size", "pooler_hidden_size")
+_FOLLOWERS = ("embedding_size", "pooler_output_size", "pooler_hidden_size", "word_embed_proj_dim")
 
 
 def narrowed_entries(teacher: PreTrainedModel, widths: Mapping[str, int]) -> dict[str, Any]:
@@ -46,6 +46,8 @@ def narrowed_entries(teacher: PreTrainedModel, widths: Mapping[str, int]) -> dic
     new = {**_fitting_heads(teacher, sizes, widths, hidden), **widths}
     for name, value in new.items():
         entries[_entry(config, name)] = value
+    if "d_head" in entries:  # XLNet states it beside both
+        entries["d_head"] = hidden // entries[_entry(config, "num_attention_heads")]
     for name in _FOLLOWERS:
         if entries.get(name) == sizes["hidden_size"]:
             entries[name] = hidden
