@@ -6,7 +6,7 @@ the whole accumulation window and on all processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -120,8 +120,14 @@ class Batch:
         # A large chunk of logits is not worth copying.
         return x if mask.ndim == 1 and bool(mask.all()) else x[mask]
 
-    def positions(self, overs: Iterable[Over]) -> tuple[Tensor, ...]:
-        """Where any of several ways of counting logits has a position that counts, one index tensor a dimension."""
+    def positions(self, overs: Sequence[Over], logits: Any) -> tuple[Tensor, ...]:
+        """Where any of several ways of counting logits has a position that counts, one index tensor a dimension.
+
+        Raises:
+            ValueError: If the logits are about other positions.
+        """
+        for over in overs:
+            _require_same_positions(logits, self.masks[over], over)
         return torch.stack([self.masks[over] for over in overs]).any(0).nonzero(as_tuple=True)
 
     def part(self, positions: tuple[Tensor, ...]) -> Batch:
@@ -238,7 +244,8 @@ def _require_same_positions(x: Any, mask: Tensor, over: Over) -> None:
         raise ValueError(
             f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "
             f"{tuple(mask.shape)}: the model's outputs and the batch's labels or attention mask do not describe "
-            "the same positions."
+            "the same positions. (PEFT's prompt tuning and p-tuning put tokens in front, which only a student with "
+            "one answer a row may have.)"
         )
 
 
@@ -262,7 +269,7 @@ def _labels(inputs: Mapping[str, Any], head: Head) -> Tensor | None:
         length = _first_tensor({"ids": inputs.get("input_ids", inputs.get("inputs_embeds"))}).shape[1]
         return ends.masked_fill(
             (ends < 0) | (ends >= length), IGNORED
-        )  # outside the window: no answer, as in Transformers
+        )  # outside the window: no answer. Transformers takes one before it for the first token
     if head.kind == "causal_lm" and inputs.get("shift_labels") is not None:
         return inputs["shift_labels"]
     labels = inputs.get("labels")

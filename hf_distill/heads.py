@@ -57,17 +57,25 @@ def head_of(model: nn.Module) -> Head:
     Raises:
         ValueError: If the model is an encoder-decoder, or its class is of no supported task.
     """
-    config = core_model(model).config
+    config = getattr(core_model(model), "config", None)
+    if config is None:
+        raise ValueError(
+            f"{type(core_model(model)).__name__} has no config, by which its task is known. Derive your class from "
+            "one of Transformers'."
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{type(core_model(model)).__name__} is an encoder-decoder. Its decoder must be fed the same tokens as "
             "the teacher's, which DistillationTrainer does not do yet; use an encoder or a decoder-only student."
         )
-    kind = _task(model)[3]
+    auto, _, _, kind = _task(model)
+    problem = getattr(config, "problem_type", None) if kind == "rows" else None
+    if auto is AutoModelForMultipleChoice:  # one choice is right, however many classes the config counts
+        problem = "single_label_classification"
     return Head(
         kind=kind,
         num_labels=config.num_labels if kind == "rows" else 0,
-        problem_type=getattr(config, "problem_type", None) if kind == "rows" else None,
+        problem_type=problem,
         stack="decoder" if kind == "causal_lm" else "encoder",
     )
 

@@ -85,7 +85,7 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         batch = Batch.from_inputs(inputs, trainer.head)
         _refuse_other_labels(student, trainer.head, batch)
         if trains:
-            _refuse_missing_labels(losses, batch, trainer.label_names)
+            _refuse_missing_labels(losses, batch, trainer.head)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
         needs = (losses.student_needs | Needs(logits=True)).of_every_layer()
         trainer.heads_off = trainer.removable_heads = heads = removable_heads(trainer, student, inputs)
@@ -164,13 +164,12 @@ def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: di
     return OutputHeads(ours, find_output_head(teacher.model, ids))
 
 
-def _refuse_missing_labels(losses: LossTerms, batch: Batch, label_names: list[str]) -> None:
-    names = losses.needing_labels()
+def _refuse_missing_labels(losses: LossTerms, batch: Batch, head: Head) -> None:
+    names, column = losses.needing_labels(), "start_positions or end_positions" if head.kind == "span" else "labels"
     if names and batch.labels is None:
         raise ValueError(
-            f"The loss {names[0]!r} learns from labels, but the training data has no column "
-            f"{' or '.join(label_names)}. Add it, or drop that loss (hard_label_weight=0) to learn from the teacher "
-            "alone."
+            f"The loss {names[0]!r} learns from labels, but the training data has no column {column}. Add it, "
+            "or drop that loss (hard_label_weight=0) to learn from the teacher alone."
         )
 
 

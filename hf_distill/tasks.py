@@ -176,7 +176,7 @@ class Task:
     def _named(self, column: Sequence[Any]) -> list[Any]:
         """Labels that are names themselves."""
         known = {name: _place(name, self.classes) for name in {str(v) for row in column for v in _flat(row)}}
-        if all(name.isdecimal() and int(name) < len(self.classes) for name in known):
+        if None in known.values() and all(name.isdecimal() and int(name) < len(self.classes) for name in known):
             known = {name: int(name) for name in known}  # numbers that were read as text
         foreign = sorted(name for name, place in known.items() if place is None)
         if foreign:

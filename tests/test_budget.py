@@ -165,6 +165,8 @@ def test_random_weights_are_announced(caplog):
         ({"compression": 10, "max_mb": 1}, "compression and max_mb both limit the size"),
         ({"compression": 1}, "compression must be a number above 1, got 1"),
         ({"max_parameters": 0}, "max_parameters must be a number above 0, got 0"),
+        ({"compression": 1e9}, "compression=1000000000.0 leaves no parameter"),
+        ({"max_mb": 1e-9}, "max_mb=1e-09 leaves no parameter"),
         ({"max_parameters": 100}, r"at most 100 parameters, .* those that were tried have [\d,]+ to [\d,]+\. Allow"),
         ({"compression": 5, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256}, "those that were"),
         ({"compression": 5, "num_attention_heads": 3, "hidden_size": 32}, "cannot be divided among 3 heads"),

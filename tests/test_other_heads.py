@@ -1,9 +1,20 @@
 """Heads that `tiny_task` has no models for: multiple choice and audio classification."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from parity import different_tensors
-from transformers import ASTConfig, ASTForAudioClassification, BertConfig, BertForMultipleChoice
+from test_vocabulary import original
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    BertConfig,
+    BertForMultipleChoice,
+    BertTokenizerFast,
+    CanineConfig,
+    CanineForSequenceClassification,
+)
 
 from hf_distill import DistillationTrainer
 
@@ -15,9 +26,9 @@ SIZES = {
 }
 
 
-def multiple_choice(layers, width):
+def multiple_choice(layers, width, **entries):
     config = BertConfig(
-        vocab_size=37, max_position_embeddings=32, hidden_size=width, num_hidden_layers=layers, **SIZES
+        vocab_size=37, max_position_embeddings=32, hidden_size=width, num_hidden_layers=layers, **SIZES, **entries
     )
     return BertForMultipleChoice(config)
 
@@ -42,6 +53,37 @@ def stacked(rows):
     return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
 
 
+def test_one_choice_is_right_however_many_classes_the_config_counts(make_args):
+    torch.manual_seed(0)
+    student, teacher = multiple_choice(2, 16, num_labels=1), multiple_choice(2, 24, num_labels=1)
+    rows = [row(multiple_choice, index) for index in range(8)]
+    trainer = DistillationTrainer(student, make_args(), stacked, rows, rows, teacher_model=teacher)
+    with torch.no_grad():
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(student(**stacked(rows)).loss.item(), rel=1e-5)
+
+
+def test_the_card_of_a_multiple_choice_student_shows_a_call_that_runs(make_args, tmp_path, monkeypatch):
+    student = multiple_choice(1, 16, name_or_path="")
+    rows = [row(multiple_choice, index) for index in range(8)]
+    trainer = DistillationTrainer(
+        student, make_args(max_steps=1), stacked, rows, teacher_model=multiple_choice(1, 16),
+        processing_class=original("wordpiece"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.create_model_card()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "AutoModelForMultipleChoice" in code
+    tokens = BertTokenizerFast(
+        vocab={token: k for k, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
+    )
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: tokens)
+    monkeypatch.setattr("transformers.AutoModelForMultipleChoice.from_pretrained", lambda name: student.cpu().eval())
+    said = []
+    exec(code, {"print": said.append})
+    assert said[0].logits.shape == (1, 2)
+
+
 @pytest.mark.parametrize("build", [multiple_choice, audio])
 def test_eval_loss_is_the_models_own_and_accumulation_changes_nothing(build, make_args):
     weights = []
@@ -62,3 +104,30 @@ def test_eval_loss_is_the_models_own_and_accumulation_changes_nothing(build, mak
         trainer.train()
         weights.append({**trainer.model.state_dict(), **trainer.losses.state_dict()})
     assert different_tensors(weights[1], weights[0]) == []
+
+
+def test_characters_without_a_table_of_tokens_can_be_distilled(make_args):
+    torch.manual_seed(0)
+    sizes = {**SIZES, "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 32, "num_hash_buckets": 16}
+    sizes |= {"local_transformer_stride": 8, "downsampling_rate": 2}
+    student, teacher = (CanineForSequenceClassification(CanineConfig(**sizes)) for _ in range(2))
+    rows = [
+        {"input_ids": torch.randint(5, 90, (16,)), "attention_mask": torch.ones(16).long(), "labels": k % 2}
+        for k in range(8)
+    ]
+    trainer = DistillationTrainer(student, make_args(max_steps=2), stacked, rows, rows, teacher_model=teacher)
+    trainer.train()
+    with torch.no_grad():
+        expected = student.eval()(**stacked(rows)).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_module_without_a_config_is_told_what_to_be(make_args):
+    class Own(torch.nn.Module):
+        def forward(self, input_ids):
+            return input_ids
+
+    rows = [row(multiple_choice, index) for index in range(2)]
+    for student, teacher in ((Own(), multiple_choice(1, 16)), (multiple_choice(1, 16), Own())):
+        with pytest.raises(ValueError, match="Own has no config, by which its task is known"):
+            DistillationTrainer(student, make_args(), stacked, rows, teacher_model=teacher)

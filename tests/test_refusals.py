@@ -131,3 +131,13 @@ def test_plain_training_arguments_are_refused_the_same(make_args, make_trainer):
     args.fsdp = True
     with pytest.raises(ValueError, match="FSDP"):
         make_trainer(tiny_task("single_label"), args=args)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own call
+def test_tokens_that_a_method_puts_in_front_of_the_text(make_trainer):
+    peft = pytest.importorskip("peft")
+    task = tiny_task("causal_lm")
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    task.student = peft.get_peft_model(task.student, prompt)
+    with pytest.raises(ValueError, match=r"do not describe the same positions. \(PEFT's prompt tuning"):
+        make_trainer(task)

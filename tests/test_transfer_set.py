@@ -113,6 +113,8 @@ class TestTask:
     def test_numbers_that_were_read_as_text_are_numbers(self):
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "0"]})
         assert Task.of(bert(), rows).labels(rows) == [1, 0]
+        stars = {"id2label": {0: "2", 1: "1", 2: "0"}, "label2id": {"2": 0, "1": 1, "0": 2}, "num_labels": 3}
+        assert Task.of(bert(**stars), rows).labels(rows) == [1, 2]  # names that are digits are names
         with pytest.raises(ValueError, match=r"holds \['1', '2'\], but the teacher's classes are"):
             Task.of(bert(), rows).labels(Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "2"]}))
 

@@ -274,7 +274,7 @@ def evaluate_losses(
     others = {name: loss(student, teacher, batch) for name, loss in losses.items() if name not in swept}
     if not swept:
         return others
-    where = batch.positions({loss.over for loss in swept.values()})
+    where = batch.positions([loss.over for loss in swept.values()], logits)
 
     def rows_of_teacher(rows: slice) -> Computed | None:
         return None if teacher.logits is None else computed(teacher.logits[tuple(index[rows] for index in where)])

@@ -111,10 +111,15 @@ def _usage(facts: CardFacts) -> str:
     load = f'model = {facts.auto_class}.from_pretrained("{name}")'
     if not facts.has_processor:
         return f"from transformers import {facts.auto_class}\n\n{load}"
+    call = 'print(model(**tokenizer("A question?", "A text.", return_tensors="pt")))'
+    if facts.auto_class == "AutoModelForMultipleChoice":
+        call = (
+            'rows = tokenizer(["A question?"] * 2, ["One answer.", "Another."], padding=True, return_tensors="pt")\n'
+            "print(model(**{key: value[None] for key, value in rows.items()}))"
+        )
     return (
         f"from transformers import {facts.auto_class}, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n{load}\n'
-        'print(model(**tokenizer("A question?", "A text.", return_tensors="pt")))'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n{load}\n{call}'
     )
 
 

@@ -40,11 +40,16 @@ def parameter_budget(
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= (name == "compression"):
             raise ValueError(f"{name} must be a number above {int(name == 'compression')}, got {value!r}.")
+    if not given:
+        return None
+    name, value = next(iter(given.items()))
     if compression is not None:
-        return int(count(teacher) / compression)
-    if max_mb is not None:
-        return int(max_mb * 1e6 / teacher.dtype.itemsize)
-    return None if max_parameters is None else int(max_parameters)
+        budget = count(teacher) / compression
+    else:
+        budget = value if max_mb is None else max_mb * 1e6 / teacher.dtype.itemsize
+    if budget < 1:
+        raise ValueError(f"{name}={value!r} leaves no parameter. Allow a larger student.")
+    return int(budget)
 
 
 def count(model: nn.Module) -> int:

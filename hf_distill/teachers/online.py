@@ -45,8 +45,8 @@ class OnlineTeacher:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
-        self.config = model.config
         self.head = head_of(model)
+        self.config = model.config
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.dtype = dtype
         self.input_names, self._accepts_any = forward_parameters(model)
