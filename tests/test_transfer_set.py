@@ -356,6 +356,24 @@ class TestImageRows:
             torch.testing.assert_close(found["pixel_values"], expected)
             assert found["labels"] == 1
 
+    @pytest.mark.parametrize("mode", ["RGB", "LA", "L"])
+    def test_a_reader_of_one_channel_gets_grey_pictures(self, mode):
+        colours = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), np.uint8)
+        pictures = [Image.fromarray(array).convert(mode) for array in colours]
+        rows = Dataset.from_dict({"image": pictures, "label": [0, 1]}).cast_column("image", datasets.Image())
+        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+        found = ImageRows(Task.of(vit(), rows), rows, reader)[1]["pixel_values"].squeeze()
+        grey = torch.tensor(np.asarray(pictures[1].convert("L"), np.float32))
+        torch.testing.assert_close(found, grey / 255 / 0.5 - 1, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("decode", [True, False])
+    def test_pictures_that_are_not_there_or_not_decoded_are_refused(self, decode):
+        picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+        rows = Dataset.from_dict({"image": [None if decode else picture], "label": [0]})
+        rows = rows.cast_column("image", datasets.Image()).cast_column("image", datasets.Image(decode=decode))
+        with pytest.raises(ValueError, match="Row 0 of 'image' holds no decoded image, got"):
+            ImageRows(Task.of(vit(), rows), rows, hf.ViTImageProcessor(size={"height": 8, "width": 8}))[0]
+
     def test_pictures_may_be_arrays(self):
         arrays = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
         rows = Dataset.from_dict({"image": arrays.tolist(), "label": [0, 1]})

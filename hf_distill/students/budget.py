@@ -89,7 +89,7 @@ def propose(
     sizes = current_widths(teacher)
     ratio = sizes["intermediate_size"] / sizes["hidden_size"]
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
-    rotary = _turned(teacher)
+    rotary = _rotary_heads(teacher)
     best: tuple[tuple[bool, bool, float], dict[str, int], PreTrainedModel] | None = None
     tried: list[int] = []
     for blocks in [depth] if depth else _depths(stack.depth):
@@ -176,7 +176,7 @@ def _hidden_sizes(teacher: PreTrainedModel, sizes: Mapping[str, int], fixed: Map
     # At that size ELECTRA and OPT would lose the layer between embeddings and blocks.
     narrow = {getattr(teacher.config, name, whole) for name in ("embedding_size", "word_embed_proj_dim")} - {whole}
     choices = [hidden for hidden in choices if hidden not in narrow]
-    if _turned(teacher):
+    if _rotary_heads(teacher):
         choices = [hidden for hidden in choices if hidden // _heads(sizes, hidden) % 2 == 0]
     if "num_attention_heads" in fixed:
         choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
@@ -198,7 +198,7 @@ def _heads(sizes: Mapping[str, int], hidden: int) -> int:
     return next(possible, max(hidden, sizes["num_attention_heads"]) + 1)
 
 
-def _turned(teacher: PreTrainedModel) -> bool:
+def _rotary_heads(teacher: PreTrainedModel) -> bool:
     """Whether positions turn the features of heads in pairs, and the head size follows the hidden size."""
     if isinstance(teacher.config.to_dict().get("head_dim"), int):
         return False

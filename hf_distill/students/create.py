@@ -96,10 +96,10 @@ def create_student(
             its rows of the teacher's input and output embeddings and biases, and the config gets its ids. On text of
             kept tokens the student computes what it would with the whole vocabulary.
         compression: How many times fewer parameters than the teacher. The shape is then proposed (`propose` in
-            `hf_distill.students.budget`), uses 95 to 100 % of the budget, and is printed; dimensions that are given
-            stay. If the widths cannot be carried over, the student starts from random weights, with a warning.
-            Convolutional stages (ResNet, ConvNeXt) keep their depths and become narrower by one factor
-            (`hf_distill.students.convolutional`).
+            `hf_distill.students.budget`), uses 95 to 100 % of the budget (less only where all blocks and widths fit),
+            and is printed; dimensions that are given stay. If the widths cannot be carried over, the student starts
+            from random weights, with a warning. Convolutional stages (ResNet, ConvNeXt) keep their depths and become
+            narrower by one factor (`hf_distill.students.convolutional`).
         max_parameters: The most parameters instead.
         student_config: A config of any architecture with a head for this task, instead of everything above: the
             student is built from it, and what corresponds is carried over ([`from_config`] in

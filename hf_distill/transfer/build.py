@@ -72,9 +72,9 @@ def build_transfer_set(
         "neighbour_words": partial(neighbour_words, teacher=teacher, processing_class=processing_class),
     }
     _check(dataset, columns, augment, makers)
-    task = rows_of(dataset, columns)
+    task = _rows(dataset, columns)
     _require_texts("The dataset", task, task[0][0], columns)
-    more, held_out = rows_of(unlabelled, columns), rows_of(exclude, columns)
+    more, held_out = _rows(unlabelled, columns), _rows(exclude, columns)
     _require_texts("unlabelled", more, task[0][0], columns)
     _require_texts("exclude", held_out, task[0][0], columns)
     number = min(ROWS_EACH * len(task), MOST_ROWS) if augmented_rows is None else augmented_rows
@@ -114,10 +114,10 @@ def without_rows(dataset: Dataset, columns: Sequence[str], exclude: Iterable[Any
         columns: Where their texts are.
         exclude: Rows as for [`build_transfer_set`].
     """
-    held_out = rows_of(exclude, columns)
+    held_out = _rows(exclude, columns)
     if not held_out or not len(dataset):
         return dataset
-    rows = rows_of(dataset, columns)
+    rows = _rows(dataset, columns)
     for what, some in (("The dataset", rows), ("exclude", held_out)):
         _require_texts(what, some, rows[0][0], columns)
     keys = {_key(row) for row in held_out}
@@ -125,7 +125,7 @@ def without_rows(dataset: Dataset, columns: Sequence[str], exclude: Iterable[Any
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
 
-def rows_of(some: Iterable[Any] | Dataset, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+def _rows(some: Iterable[Any] | Dataset, columns: Sequence[str]) -> list[tuple[Any, ...]]:
     """The texts of each row, one for each column.
 
     Raises:
