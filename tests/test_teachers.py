@@ -150,6 +150,17 @@ def test_loading_takes_the_users_keyword_arguments(make_trainer, tmp_path):
     trainer.train()
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_head_that_nobody_trained_gives_no_answers(cached, make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    task.teacher.base_model.save_pretrained(tmp_path / "base")  # a pretrained encoder, not fine-tuned
+    given = {"teacher_cache_dir": str(tmp_path / "cache")} if cached else {}
+    with pytest.raises(ValueError, match=r"base lacks the weights classifier\.bias, .*would be random.*Fine-tune it"):
+        make_trainer(task, teacher_model=str(tmp_path / "base"), **given)
+    states = {"soft_target_weight": 0.0, "hidden_state_weight": 1.0, "max_steps": 1}
+    make_trainer(task, teacher_model=str(tmp_path / "base"), **given, **states).train()  # these are trained
+
+
 def test_two_teachers_are_one_too_many(make_trainer):
     with pytest.raises(ValueError, match=r"Both teacher_model and args\.teacher_model_name_or_path"):
         make_trainer(tiny_task("single_label"), teacher_model_name_or_path="somewhere")

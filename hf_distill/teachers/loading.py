@@ -100,8 +100,9 @@ def _by_name(
     revision = getattr(args, "teacher_model_revision", None) or "main"
     auto = task_class(student)
 
-    def load() -> nn.Module:
-        return auto.from_pretrained(name, revision=revision, **kwargs)
+    def load() -> tuple[nn.Module, Sequence[str]]:
+        model, info = auto.from_pretrained(name, revision=revision, output_loading_info=True, **kwargs)
+        return model, sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
 
     # Only a cache can make loading needless; and what is more than reading weights needs the real model.
     if getattr(args, "teacher_cache_dir", None) and kwargs == {"trust_remote_code": False}:
@@ -111,7 +112,8 @@ def _by_name(
             with torch.device("meta"):
                 skeleton = auto.from_config(config)
             return LazyTeacher(skeleton, load, content, device, name, dtype)
-    return OnlineTeacher(load(), device, name=name, dtype=dtype)
+    model, untrained = load()
+    return OnlineTeacher(model, device, name, dtype, untrained)
 
 
 def load_processing_class(teacher: Teacher | None, like: Any, revision: str | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class OnlineTeacher:
         device: Where to run it; `None` leaves it where it is.
         name: What to call it in cards and messages; the checkpoint it was loaded from by default.
         dtype: Precision that it computes in, by autocast; its weights stay as they are. `None` is their own.
+        untrained: Weights that its checkpoint lacks, and that are random therefore: it is not asked for logits then.
 
     Attributes:
         packs: Whether batches run without their padding where the model can; a trainer decides that.
@@ -43,7 +44,9 @@ class OnlineTeacher:
         device: torch.device | str | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
+        untrained: Sequence[str] = (),
     ) -> None:
+        self.untrained = untrained
         self.model = model.requires_grad_(False).eval()
         self.head = head_of(model)
         self.config = model.config
@@ -61,8 +64,18 @@ class OnlineTeacher:
 
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in a later backward pass
     def answer(self, inputs: Mapping[str, Any], needs: Needs, dtype: torch.dtype | None = None) -> Activations:
-        """What is needed for one batch, computed in `dtype`."""
+        """What is needed for one batch, computed in `dtype`.
+
+        Raises:
+            ValueError: If logits are needed, and come of weights that nobody trained.
+        """
         self.load()
+        if needs.logits and self.untrained:
+            raise ValueError(
+                f"The teacher {self.name} lacks the weights {', '.join(self.untrained[:3])}, so that its answers "
+                "would be random. Fine-tune it for the task first, or learn from its hidden states alone "
+                "(soft_target_weight=0). If these weights do not matter, load it yourself and pass the model."
+            )
         self.model.eval()  # somebody may have called train() on it since
         device, own_dtype = execution_device(self.model), _dtype(self.model)
         extra: dict[str, Any] = dict(needs.forward_arguments())
@@ -143,7 +156,7 @@ class LazyTeacher(OnlineTeacher):
 
     Args:
         skeleton: The model on the meta device: its class and config, no weights.
-        loader: Loads the model.
+        loader: Loads the model; also returns the weights that its files lack.
         content: Fingerprint of the files that it is loaded from.
         device: Where to run it.
         name: What to call it.
@@ -153,7 +166,7 @@ class LazyTeacher(OnlineTeacher):
     def __init__(
         self,
         skeleton: nn.Module,
-        loader: Callable[[], nn.Module],
+        loader: Callable[[], tuple[nn.Module, Sequence[str]]],
         content: str,
         device: torch.device | str,
         name: str,
@@ -166,7 +179,8 @@ class LazyTeacher(OnlineTeacher):
     def load(self) -> None:
         if not self.is_loaded:
             eager = getattr(self._skeleton.config, "_attn_implementation", None) == "eager"
-            self.model = self._loader().requires_grad_(False).eval()
+            model, self.untrained = self._loader()
+            self.model = model.requires_grad_(False).eval()
             self.is_loaded = True
             if eager:  # a loss asked for attention maps
                 use_eager_attention(self.model)
