@@ -1,5 +1,7 @@
 """Tasks read from raw rows, transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
@@ -385,10 +387,20 @@ class TestImageRows:
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1
         assert "labels" not in ImageRows(self.TASK, self.ROWS, None, views=2)[1]
 
+    @pytest.mark.parametrize("limit", ["bytes", "free memory", "free memory of two workers"])
     @pytest.mark.parametrize("images", [0, 4, 6])
-    def test_as_many_images_as_there_is_room_for_are_processed_once_and_never_changed(self, images, monkeypatch):
+    def test_as_many_images_as_there_is_room_for_are_processed_once_and_never_changed(
+        self, images, limit, monkeypatch
+    ):
         read = [row["pixel_values"] for row in ImageRows(self.TASK, self.ROWS, None, views=3)]
-        monkeypatch.setattr("hf_distill.transfer.views.KEPT_BYTES", images * 8 * 8 * 4 + 1)
+        room = images * 8 * 8 * 4 + 1
+        if limit == "bytes":
+            monkeypatch.setattr("hf_distill.transfer.views.KEPT_BYTES", room)
+        else:
+            workers = SimpleNamespace(num_workers=2) if "workers" in limit else None
+            monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: workers)
+            free = SimpleNamespace(available=8 * room * (2 if workers else 1))
+            monkeypatch.setattr("psutil.virtual_memory", lambda: free)
         whole, processed = ImageRows._processed, []
         monkeypatch.setattr(ImageRows, "_processed", lambda self, row: processed.append(row) or whole(self, row))
         rows = ImageRows(self.TASK, self.ROWS, None, views=3)

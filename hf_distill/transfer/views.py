@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from datasets import Dataset
 
 from hf_distill.tasks import Task
 
-KEPT_BYTES = 1 << 30  # of images that stay in memory once they are processed: a small student waits for them
+KEPT_BYTES = 4 << 30  # of images that stay in memory once they are processed: a small student waits for them
+KEPT_SHARE = 8  # and at most this part of the memory that is free
 
 
 class ImageRows(torch.utils.data.Dataset):
@@ -19,7 +21,7 @@ class ImageRows(torch.utils.data.Dataset):
     A view is the image shifted by up to an eighth of its sides (and mirrored half of the time, if `mirror`); every
     other view is then mixed with a second image in a random share. The teacher judges what it sees, so no label has to
     fit (function matching, Beyer et al., 2022). A view is the same each time it is read. Processed images stay
-    in memory, up to 1 GB of them.
+    in memory, up to an eighth of what is free there and 4 GB, which the workers of a data loader share.
 
     Args:
         task: Where the images are.
@@ -43,7 +45,7 @@ class ImageRows(torch.utils.data.Dataset):
         self.views, self.mirror, self.seed = views, mirror, seed
         self.labels = task.labels(dataset) if views == 1 else None
         self._kept: dict[int, np.ndarray] = {}
-        self._room = KEPT_BYTES
+        self._room: float | None = None  # known once a process reads
 
     def __len__(self) -> int:
         return self.views * len(self.dataset)
@@ -65,6 +67,8 @@ class ImageRows(torch.utils.data.Dataset):
 
     def _pixels(self, row: int) -> np.ndarray:
         kept = self._kept.get(row)
+        if self._room is None:
+            self._room = room_in_memory()
         if kept is None:
             kept = self._processed(row)
             if kept.nbytes <= self._room:
@@ -88,6 +92,13 @@ class ImageRows(torch.utils.data.Dataset):
             mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
             image = image if image.mode == mode else image.convert(mode)
         return np.asarray(self.processing_class(image, return_tensors="np")["pixel_values"][0], np.float32)
+
+
+def room_in_memory() -> float:
+    """How many bytes of images this process may keep."""
+    worker = torch.utils.data.get_worker_info()
+    free = psutil.virtual_memory().available
+    return min(KEPT_BYTES, free / KEPT_SHARE) / (worker.num_workers if worker else 1)
 
 
 def moved(pixels: np.ndarray, draw: np.random.Generator, mirror: bool) -> np.ndarray:
