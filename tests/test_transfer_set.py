@@ -1,19 +1,15 @@
-"""Tasks read from raw rows, transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
+"""Transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
 
-from types import SimpleNamespace
-
-import datasets
 import numpy as np
 import pytest
 import torch
 import transformers as hf
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from PIL import Image
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from test_vocabulary import CORPUS, trimmed
 
 from hf_distill.activations import Needs
-from hf_distill.tasks import Task, labels_at_first_tokens
-from hf_distill.transfer import ImageRows, JudgedRows, build_transfer_set, judge
+from hf_distill.tasks import Task
+from hf_distill.transfer import JudgedRows, build_transfer_set, judge
 from hf_distill.transfer.places import places, same_characters
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
@@ -34,123 +30,6 @@ def labelled(columns, names=("no", "yes"), name="label"):
     content = {**columns, name: [k % 2 for k in range(len(next(iter(columns.values()))))]}
     dataset = Dataset.from_dict(content)
     return dataset.cast_column(name, ClassLabel(names=list(names))) if names else dataset
-
-
-class TestTask:
-    @pytest.mark.parametrize(
-        ("model", "dataset", "kind", "inputs", "label"),
-        [
-            (bert(), labelled({"text": ["a", "b"], "id": ["x", "y"]}), "text", ("text",), "label"),
-            (bert(), labelled({"a_review": ["a", "b"], "id": [1, 2]}), "text", ("a_review",), "label"),
-            (bert(), labelled({"premise": ["a"], "hypothesis": ["b"]}), "text", ("premise", "hypothesis"), "label"),
-            (
-                bert("TokenClassification"),
-                Dataset.from_dict({"id": ["1"], "words": [["a", "b"]], "ner_tags": [[0, 1]]}),
-                "words", ("words",), "ner_tags",
-            ),
-            (vit(), labelled({"pixel_values": np.zeros((2, 1, 8, 8)).tolist()}), "image", ("pixel_values",), "label"),
-        ],
-    )  # fmt: skip
-    def test_is_recognised_by_head_and_columns(self, model, dataset, kind, inputs, label):
-        task = Task.of(model, dataset)
-        assert (task.kind, task.inputs, task.label) == (kind, inputs, label)
-
-    def test_regression_has_numbers(self):
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [1, 2]})
-        task = Task.of(bert(num_labels=1), rows)
-        assert task.classes == ()
-        assert task.labels(rows) == [1.0, 2.0]
-
-    def test_classes_are_matched_by_name(self):
-        rows = labelled({"text": ["ba", "co"]}, names=("yes", "no"))
-        model = bert(id2label={0: "No", 1: "Yes"}, label2id={"No": 0, "Yes": 1})
-        assert Task.of(model, rows).labels(rows) == [1, 0]
-
-    def test_labels_stand_at_the_first_token_of_their_word(self):
-        assert labels_at_first_tokens([None, 0, 1, 1, 1, 2, None], [4, 5, 6]) == [-100, 4, 5, -100, -100, 6, -100]
-
-    @pytest.mark.parametrize(
-        ("model", "columns", "given", "message"),
-        [
-            (bert(), {"one": ["a"], "two": ["b"]}, {}, r"cannot be told: \['one', 'two'\] would do"),
-            (bert(), {"text": ["a"]}, {"input_columns": "body"}, r"input_columns=\['body'\] must be columns"),
-            (bert(), {"text": ["a"]}, {"label_column": "class"}, "label_column='class' is no column"),
-            (bert("QuestionAnswering"), {"text": ["a"]}, {}, "BertForQuestionAnswering does not classify"),
-            (bert(problem_type="multi_label_classification"), {"text": ["a"]}, {}, "gives several labels a row"),
-        ],
-    )
-    def test_what_cannot_be_told_is_refused(self, model, columns, given, message):
-        with pytest.raises(ValueError, match=message):
-            Task.of(model, labelled(columns), **given)
-
-    def test_splits_and_streams_are_no_rows(self):
-        rows = labelled({"text": ["ba", "co"]})
-        for wrong in (DatasetDict(train=rows), rows.to_iterable_dataset()):
-            with pytest.raises(ValueError, match=r"must be a datasets\.Dataset"):
-                Task.of(bert(), wrong)
-
-    def test_classes_that_the_teacher_does_not_know_are_refused(self):
-        rows = labelled({"text": ["ba", "co"]}, names=("good", "bad"))
-        model = bert(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
-        with pytest.raises(ValueError, match=r"it does not know \['bad', 'good'\]"):
-            Task.of(model, rows).labels(rows)
-
-    def test_labels_may_be_the_names_themselves(self):
-        model = bert("TokenClassification", id2label={0: "O", 1: "B"}, label2id={"O": 0, "B": 1})
-        words = Dataset.from_dict({"tokens": [["ba", "co"], []], "tags": [["b", "O"], []]})
-        assert Task.of(model, words).labels(words) == [[1, 0], []]
-        names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["Yes", "no"]})
-        assert Task.of(bert(**names), rows).labels(rows) == [1, 0]
-        with pytest.raises(ValueError, match=r"holds \['Yes', 'no'\], but the teacher's classes are \['LABEL_0'"):
-            Task.of(bert(), rows).labels(rows)
-
-    @pytest.mark.parametrize("named", [False, True])
-    def test_classes_that_differ_in_case_alone_are_told_apart(self, named):
-        names = {"id2label": {0: "a", 1: "A", 2: "b"}, "label2id": {"a": 0, "A": 1, "b": 2}, "num_labels": 3}
-        rows = Dataset.from_dict({"text": ["ba", "co", "di"], "label": ["A", "a", "B"]})
-        rows = rows.cast_column("label", ClassLabel(names=["B", "A", "a"])) if named else rows
-        assert Task.of(bert(**names), rows).labels(rows) == [1, 0, 2]
-
-    def test_numbers_that_were_read_as_text_are_numbers(self):
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "0"]})
-        assert Task.of(bert(), rows).labels(rows) == [1, 0]
-        stars = {"id2label": {0: "2", 1: "1", 2: "0"}, "label2id": {"2": 0, "1": 1, "0": 2}, "num_labels": 3}
-        assert Task.of(bert(**stars), rows).labels(rows) == [1, 2]  # names that are digits are names
-        with pytest.raises(ValueError, match=r"holds \['1', '2'\], but the teacher's classes are"):
-            Task.of(bert(), rows).labels(Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "2"]}))
-
-    @pytest.mark.parametrize("outputs", [2, 1])
-    def test_several_labels_a_row_are_refused(self, outputs):
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [[1.0, 0.0], [0.0, 1.0]]})
-        with pytest.raises(ValueError, match="'label' holds several labels or numbers a row"):
-            Task.of(bert(num_labels=outputs), rows).labels(rows)
-
-    def test_a_word_without_a_label_is_refused(self):
-        rows = Dataset.from_dict({"tokens": [["ba"], ["co", "di"]], "tags": [[0], [1]]})
-        with pytest.raises(ValueError, match="Row 1 has 2 words, but 1 labels"):
-            Task.of(bert("TokenClassification"), rows).encode(rows, trimmed("wordpiece")[0])
-
-    @pytest.mark.parametrize(
-        ("column", "expected"), [([-1, 1], [-100, 1]), ([0.0, 1.0], [0, 1]), ([True, False], [1, 0])]
-    )
-    def test_labels_are_whole_numbers_and_hidden_ones_are_ignored(self, column, expected):
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": column})
-        for dataset in (rows, rows.with_format("torch")):
-            found = Task.of(bert(), dataset).labels(dataset)
-            assert found == expected
-            assert {type(label) for label in found} == {int}
-
-    @pytest.mark.parametrize("label", [None, 0.5])
-    def test_labels_that_are_none_or_between_classes_are_refused(self, label):
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [label, 1]})
-        with pytest.raises(ValueError, match=f"'label' holds {label}"):
-            Task.of(bert(), rows).labels(rows)
-
-    def test_labels_out_of_range_are_refused(self):
-        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [0, 7]})
-        with pytest.raises(ValueError, match="holds 7, but the teacher has the classes 0 to 1"):
-            Task.of(bert(), rows).labels(rows)
 
 
 class TestBuildTransferSet:
@@ -319,92 +198,3 @@ class TestJudgedRows:
                 teacher(**old(text, return_tensors="pt")).logits.softmax(-1).max().item() for text in CORPUS[:5]
             ]
         np.testing.assert_allclose(judged.confidence(), expected, rtol=1e-5)
-
-
-class TestImageRows:
-    ROWS = Dataset.from_dict(
-        {"pixel_values": np.random.default_rng(0).random((6, 1, 8, 8)).tolist(), "label": [0, 1] * 3},
-        Features({"pixel_values": List(List(List(Value("float32")))), "label": Value("int64")}),
-    )
-    TASK = Task.of(vit(), ROWS)
-
-    def test_the_first_view_is_the_image_and_each_is_read_the_same_again(self):
-        rows = ImageRows(self.TASK, self.ROWS, None, views=3)
-        assert len(rows) == 18
-        for k in range(18):
-            assert torch.equal(rows[k]["pixel_values"], rows[k]["pixel_values"])
-        for k, image in enumerate(self.ROWS["pixel_values"]):
-            assert torch.equal(rows[k]["pixel_values"], torch.tensor(image))
-
-    def test_every_second_view_lies_between_two_images(self):
-        rows = ImageRows(self.TASK, self.ROWS, None, views=3)
-        known = set(np.asarray(self.ROWS["pixel_values"], np.float32).ravel().tolist())
-        shifted = {float(x) for k in range(6, 12) for x in rows[k]["pixel_values"].ravel()}
-        mixed = {float(x) for k in range(12, 18) for x in rows[k]["pixel_values"].ravel()}
-        assert shifted <= known
-        assert not mixed <= known
-        assert min(known) <= min(mixed)
-        assert max(mixed) <= max(known)
-
-    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-    def test_pictures_of_any_mode_are_read_whatever_transform_is_set(self, mode):
-        colours = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
-        pictures = [Image.fromarray(array).convert(mode) for array in colours]
-        rows = Dataset.from_dict({"image": pictures, "label": [0, 1]}).cast_column("image", datasets.Image())
-        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8})
-        expected = reader(pictures[1].convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        for dataset in (rows, rows.with_transform(lambda some: {"label": some["label"]})):
-            found = ImageRows(Task.of(vit(), dataset), dataset, reader)[1]
-            torch.testing.assert_close(found["pixel_values"], expected)
-            assert found["labels"] == 1
-
-    @pytest.mark.parametrize("mode", ["RGB", "LA", "L"])
-    def test_a_reader_of_one_channel_gets_grey_pictures(self, mode):
-        colours = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), np.uint8)
-        pictures = [Image.fromarray(array).convert(mode) for array in colours]
-        rows = Dataset.from_dict({"image": pictures, "label": [0, 1]}).cast_column("image", datasets.Image())
-        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
-        found = ImageRows(Task.of(vit(), rows), rows, reader)[1]["pixel_values"].squeeze()
-        grey = torch.tensor(np.asarray(pictures[1].convert("L"), np.float32))
-        torch.testing.assert_close(found, grey / 255 / 0.5 - 1, rtol=1e-4, atol=1e-4)
-
-    @pytest.mark.parametrize("decode", [True, False])
-    def test_pictures_that_are_not_there_or_not_decoded_are_refused(self, decode):
-        picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-        rows = Dataset.from_dict({"image": [None if decode else picture], "label": [0]})
-        rows = rows.cast_column("image", datasets.Image()).cast_column("image", datasets.Image(decode=decode))
-        with pytest.raises(ValueError, match="Row 0 of 'image' holds no decoded image, got"):
-            ImageRows(Task.of(vit(), rows), rows, hf.ViTImageProcessor(size={"height": 8, "width": 8}))[0]
-
-    def test_pictures_may_be_arrays(self):
-        arrays = np.random.default_rng(0).integers(0, 255, (2, 10, 12, 3), np.uint8)
-        rows = Dataset.from_dict({"image": arrays.tolist(), "label": [0, 1]})
-        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8}, resample=0)
-        expected = reader(Image.fromarray(arrays[0]), return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(ImageRows(Task.of(vit(), rows), rows, reader)[0]["pixel_values"], expected)
-
-    def test_labels_come_only_with_the_images_themselves(self):
-        assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1
-        assert "labels" not in ImageRows(self.TASK, self.ROWS, None, views=2)[1]
-
-    @pytest.mark.parametrize("limit", ["bytes", "free memory", "free memory of two workers"])
-    @pytest.mark.parametrize("images", [0, 4, 6])
-    def test_as_many_images_as_there_is_room_for_are_processed_once_and_never_changed(
-        self, images, limit, monkeypatch
-    ):
-        read = [row["pixel_values"] for row in ImageRows(self.TASK, self.ROWS, None, views=3)]
-        room = images * 8 * 8 * 4 + 1
-        if limit == "bytes":
-            monkeypatch.setattr("hf_distill.transfer.views.KEPT_BYTES", room)
-        else:
-            workers = SimpleNamespace(num_workers=2) if "workers" in limit else None
-            monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: workers)
-            free = SimpleNamespace(available=8 * room * (2 if workers else 1))
-            monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-        whole, processed = ImageRows._processed, []
-        monkeypatch.setattr(ImageRows, "_processed", lambda self, row: processed.append(row) or whole(self, row))
-        rows = ImageRows(self.TASK, self.ROWS, None, views=3)
-        for _ in range(2):
-            for k in range(len(rows)):
-                assert torch.equal(rows[k]["pixel_values"], read[k])
-        assert sorted(row for row in range(6) if processed.count(row) == 1) == list(range(images))

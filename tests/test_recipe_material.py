@@ -1,0 +1,85 @@
+"""What a student learns from: how many rows, how many texts, whose states."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers as hf
+from test_transfer_set import bert, labelled, vit
+from test_vocabulary import CORPUS, original
+
+from hf_distill.recipes import STAGES, job, material
+from hf_distill.recipes.reading import has_readable_states
+from hf_distill.students.budget import count
+from hf_distill.tasks import Task
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+QUIET = {"disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 8}
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+ROWS = labelled({"text": CORPUS[:40]})
+
+
+class TestAmounts:
+    @pytest.mark.parametrize(("words", "expected"), [(3, 400_000), (126, 312_500)])
+    def test_of_long_texts_fewer_rows_are_seen(self, tmp_path, words, expected):
+        """40 million tokens at most: of 128 each (two are special) 312,500 rows."""
+        rows = labelled({"text": [" ".join([CORPUS[0].split()[0]] * words)] * 4})
+        reader = copy.deepcopy(original("wordpiece"))  # which other tests share
+        reader.model_max_length = 512
+        assert len(reader(rows[0]["text"])["input_ids"]) == words + 2
+        made = job.Job(bert(max_position_embeddings=256, **SIZES), reader, rows, tmp_path, STAGES)
+        assert made.rows_to_see == expected
+        assert replace(made, training_rows=7).rows_to_see == 7
+
+    @pytest.mark.parametrize(
+        ("times", "expected"), [(2, 400_000), (10, 400_000), (40, 800_000), (100, 1_264_911), (1000, 1_264_911)]
+    )
+    def test_a_tiny_student_sees_more_rows(self, tmp_path, times, expected):
+        """The square root of how much smaller it is than a tenth."""
+        made = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, compression=times)
+        assert made.rows_to_see == expected
+        own = replace(made, compression=None, student=bert(**SIZES))
+        assert own.rows_to_see == 400_000
+        most = count(made.teacher) // times
+        assert replace(made, compression=None, max_parameters=most).rows_to_see == pytest.approx(expected, rel=0.01)
+
+    @pytest.mark.parametrize(("seen", "expected"), [(400_000, 600), (1_000_000, 600), (1_000, 300), (1, 0)])
+    def test_fewer_texts_are_made_where_fewer_are_seen(self, seen, expected, tmp_path):
+        some = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, training_rows=seen)
+        assert some.new_rows == expected
+        assert replace(some, augmented_rows=7).new_rows == 7
+
+    def test_states_of_all_tokens_are_learnt_where_the_disk_has_room(self, tmp_path, monkeypatch):
+        teacher, reader = bert(**SIZES), original("wordpiece")
+        some = job.Job(teacher, reader, ROWS, tmp_path, STAGES, augmented_rows=0)
+        tokens = sum(len(reader(text)["input_ids"]) for text in CORPUS[:40])
+        size = 2 * tokens * SIZES["hidden_size"]  # of fp16
+        for limit, expected in ((1.01 * size, "all"), (0.99 * size, "first")):
+            monkeypatch.setattr(material, "STATES_BYTES", limit)
+            loss = replace(some).losses(STAGES[0])["representation"]
+            assert loss.positions == expected
+            assert loss.weight == {"all": 16, "first": 1}[expected] * STAGES[0].representation_weight
+            row = replace(some, answers_dir=tmp_path / expected).rows(STAGES[0], reader)[0]
+            known = len(row["input_ids"]) if expected == "all" else 1
+            assert row["teacher_hidden_states_3"].shape == (known, SIZES["hidden_size"])
+
+
+class TestReadableStates:
+    def test_the_first_token_of_an_encoder_reads_everything_that_of_a_decoder_nothing(self):
+        reader = original("wordpiece")
+        batch = dict(reader(["ba co di", "fu gel"], padding=True, return_tensors="pt"))
+        task = Task.of(bert(), ROWS)
+        assert has_readable_states(bert(), task, batch)
+        sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 305, "pad_token_id": 0}
+        decoder = hf.GPT2ForSequenceClassification(hf.GPT2Config(**sizes)).eval()
+        batch.pop("token_type_ids", None)
+        assert not has_readable_states(decoder, task, batch)
+
+    def test_of_images_only_a_class_token_does(self):
+        batch = {"pixel_values": torch.rand(2, 1, 8, 8)}
+        rows = labelled({"pixel_values": batch["pixel_values"].tolist()})
+        assert has_readable_states(vit(), Task.of(vit(), rows), batch)
+        config = hf.ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
+        convolutional = hf.ResNetForImageClassification(config).eval()
+        assert not has_readable_states(convolutional, Task.of(convolutional, rows), batch)
