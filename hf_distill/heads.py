@@ -117,9 +117,10 @@ def _task(model: nn.Module) -> tuple[Any, Mapping[str, Any], str, Any]:
     # Parents too, so that a user's subclass of a Transformers class is recognised.
     classes = [parent.__name__ for parent in type(core_model(model)).__mro__]
     for name in classes:
-        for task in _TASKS:
-            if name in _class_names(task[1]) or name.endswith(task[2]):
-                return task
+        # By name first: Wav2Vec2ForSequenceClassification classifies audio.
+        known = [task for task in _TASKS if name in _class_names(task[1])]
+        for task in known or [task for task in _TASKS if name.endswith(task[2])]:
+            return task
     if hasattr(model, "_orig_mod"):
         raise ValueError(
             "A model that torch.compile(model) wraps cannot be used. Compile it in place: model.compile()."

@@ -31,6 +31,7 @@ _KINDS = {
 _INPUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "text": (
         ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("question", "sentence"),
+        ("text", "text_pair"), ("text1", "text2"),
         ("text",), ("sentence",), ("content",), ("review",),
     ),
     "words": (("tokens",), ("words",)),

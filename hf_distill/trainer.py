@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import nested_detach
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, default_compute_objective
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.caching import collator_after_filling, known_of_teacher, make_keeper
 from hf_distill.fitting import fit_losses
-from hf_distill.heads import core_model, forward_parameters
+from hf_distill.heads import core_model, forward_parameters, has_label_names
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
 from hf_distill.packing import run_on_real_tokens
@@ -37,13 +37,12 @@ from hf_distill.schedules import Moment
 from hf_distill.secrets import saved_without_tokens
 from hf_distill.teachers import (
     TEACHER_LOGITS,
-    TEACHER_PREFIX,
     EMATeacher,
     Teacher,
     TeacherAnswersCollator,
     is_no_input,
 )
-from hf_distill.teachers.cached import column_names, stored_answers, teacher_view
+from hf_distill.teachers.cached import column_names, is_stored, stored_answers, teacher_view
 from hf_distill.teachers.ema import UpdateTeacher, restore_teacher, save_teacher, start_following
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.term_log import TermLog
@@ -195,6 +194,8 @@ class DistillationTrainer(Trainer):
             task_loss, replaced = None, {}
             if self.compute_loss_func is not None and labelled:
                 task_loss = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=num_items)
+                if not model.training and num_items is not None and self.args.average_tokens_across_devices:
+                    task_loss = task_loss * self.accelerator.num_processes  # the items are those of all processes
                 replaced = dict.fromkeys(hard_label_names(self.losses), task_loss)
             elif labelled and not model.training:
                 smoothing = self.args.label_smoothing_factor if self.label_smoother is not None else 0.0
@@ -242,11 +243,13 @@ class DistillationTrainer(Trainer):
     def _batch(self, inputs: Mapping[str, Any], training: bool) -> Batch:
         """Labels and masks, with the window's counts in training and without other processes' copies in evaluation."""
         batch = Batch.from_inputs(inputs, self.head)
-        if self.head.kind == "rows" and self.head.problem_type is None and batch.labels is not None:
-            self.head = replace(self.head, problem_type=batch.problem)
-            # Written into the config as Transformers' own heads do, for whoever loads the student.
+        if self.head.kind == "rows" and batch.labels is not None:
+            if self.head.problem_type is None:
+                self.head = replace(self.head, problem_type=batch.problem)
             config = core_model(self.model).config
-            config.problem_type = config.problem_type or batch.problem
+            if getattr(config, "problem_type", None) is None and has_label_names(self.model):
+                # As Transformers' own heads do, for whoever loads the student: `pipeline` looks here for its scores.
+                config.problem_type = batch.problem
         if not training:
             return batch.first_rows(self._real_rows(batch.rows))
         return batch if self._window_counts is None else batch.with_counts(self._window_counts)
@@ -261,7 +264,7 @@ class DistillationTrainer(Trainer):
             columns = {
                 c for d in (self.train_dataset, *several.values()) for c in getattr(d, "column_names", None) or ()
             }
-            stored = {TEACHER_LOGITS, *(name for name in columns if name.startswith(TEACHER_PREFIX))}
+            stored = {TEACHER_LOGITS, *filter(is_stored, columns)}
             extra = stored | (self.teacher.input_names if self.teacher is not None else set())
             extra |= set(getattr(self.data_collator, "text_columns", ()))
             self._signature_columns = [*own, *sorted(extra - set(own))]
@@ -313,6 +316,23 @@ class DistillationTrainer(Trainer):
         dry_run(self, self.model)
         attach_losses(self.model, self.losses)
 
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[..., Any] | None = None,
+        compute_objective: Callable[[dict[str, float]], Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer.hyperparameter_search`; by default the terms of the distillation are no part of what is sought:
+        they change with the very weights and temperatures that are tried.
+        """
+
+        def without_terms(metrics: dict[str, float]) -> float:
+            ours = tuple(f"_{name}_loss" for name in (*self.losses, "distillation"))
+            return default_compute_objective({name: v for name, v in metrics.items() if not name.endswith(ours)})
+
+        return super().hyperparameter_search(hp_space, compute_objective or without_terms, *args, **kwargs)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; prints the equation that is minimised."""
         if self.is_world_process_zero():
@@ -324,6 +344,7 @@ class DistillationTrainer(Trainer):
             detach_losses(self.model)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._train_terms, self._windows_to_log = TermLog(), 0  # of a run before, what it did not log
         fit_losses(self)  # here a new student has been made, and a checkpoint loaded
         return super()._inner_training_loop(*args, **kwargs)
 

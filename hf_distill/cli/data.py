@@ -12,7 +12,8 @@ _LOADERS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
 }  # fmt: skip
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
-_VALIDATION = ("validation", "valid", "dev", "val")
+_VALIDATION = ("validation", "valid", "dev", "val", "validation_matched")  # the last is MultiNLI's
+_TEST = ("test", "test_matched")
 
 
 def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, list[str]]:
@@ -35,7 +36,7 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
     if "train" not in splits:
         raise UserError(f"{source} has the splits {', '.join(splits)}, but none called train.")
     validation = next((splits[name] for name in _VALIDATION if name in splits), None)
-    test = splits.get("test")
+    test = next((splits[name] for name in _TEST if name in splits), None)
     if test is not None and _unlabelled(test):
         notes.append("the test split has no labels, so it is left out")
         test = None

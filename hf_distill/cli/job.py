@@ -19,7 +19,7 @@ from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.recipes import Compressed, Stage, train_on_labels
 from hf_distill.recipes.job import Job as Recipe
 from hf_distill.recipes.reading import readable_length
-from hf_distill.recipes.stages import content_of
+from hf_distill.recipes.stages import content_of, with_effect
 from hf_distill.tasks import Task
 from hf_distill.transfer import ImageRows
 
@@ -138,7 +138,7 @@ class Job:
         columns = [*self.task.inputs, str(self.task.label)]
         settings = {
             **{name: content_of(self.data[name], columns) for name in ("train", "validation")},
-            "parameters": made.student.num_parameters(), "arguments": self.arguments,
+            "parameters": made.student.num_parameters(), "arguments": with_effect(self.arguments),
         }  # fmt: skip
         return train_on_labels(
             start, self.rows("train", made), self.rows("validation", made), folder=self.folder / WITHOUT_TEACHER,

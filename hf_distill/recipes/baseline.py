@@ -12,12 +12,23 @@ import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, set_seed
 
 from hf_distill.recipes.reading import rate_for
-from hf_distill.recipes.stages import begin, finish, is_done, show_bars_only
+from hf_distill.recipes.stages import begin, finish, is_done, last_whole_checkpoint, show_bars_only
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
 LEARNING_RATE = 2.5e-4
 PATIENCE = 3  # epochs without a gain on validation rows
+
+
+class StopAfterWarmup(EarlyStoppingCallback):
+    """Early stopping whose patience begins when the learning rate has risen: a run of many short epochs would end
+    before it has learned anything.
+    """
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, *metrics: Any, **kwargs: Any) -> None:
+        """Count epochs without a gain from the end of the warm-up on."""
+        if state.global_step > args.get_warmup_steps(state.max_steps):
+            super().on_evaluate(args, state, control, *metrics, **kwargs)
 
 
 def train_on_labels(
@@ -35,7 +46,8 @@ def train_on_labels(
 ) -> PreTrainedModel:
     """Train by labels alone, as plain `Trainer` would; the epoch that is best on validation rows wins.
 
-    It stops after three epochs without a gain, and has seen `training_rows` rows at most.
+    It stops after three epochs without a gain, once the learning rate has risen, and has seen `training_rows` rows at
+    most, or every row once.
 
     Args:
         student: The student before training.
@@ -79,10 +91,10 @@ def train_on_labels(
     set_seed(seed)
     trainer = DistillationTrainer(
         student, args, data_collator, rows, validation, compute_metrics=quality,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=PATIENCE)],
+        callbacks=[StopAfterWarmup(early_stopping_patience=PATIENCE)],
     )  # fmt: skip
     show_bars_only(trainer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     trainer.model.save_pretrained(folder / "model")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -77,7 +77,8 @@ def compress(
     2. The teacher judges the transfer set once: the training rows, the `unlabelled` ones, and new ones made of the
        training rows (`build_transfer_set`; of images, shifted and mixed views).
     3. The student learns the teacher's answers and its final states, of every token, on all of them, without labels.
-       States take 2 bytes a number on disk; where that is more than 10 GB, those of first tokens alone are kept.
+       States take 2 bytes a number on disk; where that is more than 10 GB, those of first tokens alone are kept, and
+       of words none. Of a set that is more than twice what the student will see, the teacher judges that much.
     4. It is polished on the training rows alone, at a small learning rate. The teacher's answers are all it learns
        from; labels too where a stage of yours has a `hard_label_weight`.
 
@@ -104,8 +105,8 @@ def compress(
         masked_lm: For `"replace_words"` among them: a model with a masked-LM head, or its name or folder.
         masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.
         training_rows: How many rows the student sees, in all stages together; by default 400,000, or of long texts as
-            many as make 40 million tokens, and of students that are more than 10 times smaller than the teacher more,
-            with the square root of that: 693,000 at 30, 1,265,000 at 100, where it ends.
+            many as make 40 million tokens, and of students that are more than 10 times smaller than the teacher more:
+            862,000 at 30, 2,000,000 at 100, where it ends.
         stages: What it learns, in order.
         input_columns: The columns to read, where their names do not tell.
         label_column: The column of labels, likewise.

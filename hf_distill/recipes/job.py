@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_distill.recipes.material import Material
 from hf_distill.recipes.reading import require_fit, require_tokenizer, without_dropout
-from hf_distill.recipes.stages import begin, content_of, fingerprint_of, finish, is_done, run_stage
+from hf_distill.recipes.stages import begin, content_of, fingerprint_of, finish, is_done, run_stage, with_effect
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
 from hf_distill.tasks import Task
@@ -57,7 +57,7 @@ class Job(Material):
         settings: dict[str, Any] = {
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
             "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
-            "training_rows": self.rows_to_see, "arguments": self.stage_arguments, "seed": self.seed,
+            "training_rows": self.rows_to_see, "arguments": with_effect(self.stage_arguments), "seed": self.seed,
             "min_confidence": self.min_confidence, "max_length": self.max_length, "states": self.state_positions,
         }  # fmt: skip
         collator = self.task.collator(tokenizer)

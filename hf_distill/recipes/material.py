@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -30,11 +32,13 @@ _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArgu
 LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
 # What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
 # reviews the rows are 10 million), since time grows with the tokens. A student more than TIMES times smaller than its
-# teacher, whose steps cost less, sees more: by the square root of how much smaller, up to MOST_TIMES times.
+# teacher, whose steps cost less, sees more: MORE times as much for each factor of ten, up to MOST_TIMES times.
 TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
-TIMES, MOST_TIMES = 10, 100
+TIMES, MOST_TIMES, MORE = 10, 100, 5
 STATES_PER_ANSWER = 16  # how much more the states of a text's tokens count, for which there is a single answer
 STATES_BYTES = 10e9  # the most that states of all tokens may take on disk; of longer texts only first tokens' are kept
+# The teacher judges no more rows than this many times what a stage sees: of a million texts most would never be read.
+JUDGED = 2
 
 
 @dataclass
@@ -125,7 +129,7 @@ class Material:
         rows: float = TRAINING_ROWS
         if self.task.kind != "image":
             rows = min(rows, max(1.0, TRAINING_TOKENS / self.mean_length))
-        return round(rows * (min(max(self.times_smaller, TIMES), MOST_TIMES) / TIMES) ** 0.5)
+        return round(rows * MORE ** math.log10(min(max(self.times_smaller, TIMES), MOST_TIMES) / TIMES))
 
     @property
     def times_smaller(self) -> float:
@@ -149,10 +153,10 @@ class Material:
         task_rows = stage.data == "task"
         if self.task.kind == "image":
             plain = ImageRows(self.task, self.train_dataset, self.processing_class)
-            images = plain if task_rows else self.views
+            images = self.drawn(plain if task_rows else self.views, stage.data)
             judgement = self.judged(images)
             return JudgedRows(images, judgement, self.confident(judgement, task_rows))
-        data = self.train_dataset if task_rows else self.transfer
+        data = self.drawn(self.train_dataset if task_rows else self.transfer, stage.data)
         judgement = self.judged(self.encoded(data, self.processing_class, labels=False))
         where = None
         if self.task.kind == "words" or (self.needs.hidden_states and self.state_positions == "all"):
@@ -168,16 +172,29 @@ class Material:
         return self.task.encode(data.select_columns(columns), reader, self.length)
 
     def transfer_rows(self) -> Any:
-        """The transfer set as the teacher reads it."""
+        """What the teacher is asked about of the transfer set, as it reads it."""
         if self.task.kind == "image":
-            return self.views
-        return self.encoded(self.transfer, self.processing_class, labels=False)
+            return self.drawn(self.views, "transfer")
+        return self.encoded(self.drawn(self.transfer, "transfer"), self.processing_class, labels=False)
+
+    def drawn(self, rows: Any, part: str) -> Any:
+        """Rows of the task or of the transfer set; of many more than are seen some, the same for every seed."""
+        most = self.most_judged(part)
+        if len(rows) <= most:
+            return rows
+        chosen = sorted(random.Random(0).sample(range(len(rows)), most))
+        return rows.select(chosen) if isinstance(rows, Dataset) else torch.utils.data.Subset(rows, chosen)
+
+    def most_judged(self, part: str) -> int:
+        """How many rows the teacher is asked about at most, for the stages that read this part."""
+        seen = [stage.share * self.rows_to_see for stage in self.stages if stage.data == part]
+        return max(1, round(JUDGED * max(seen, default=0)))
 
     def judged(self, rows: Any) -> Judgement:
         """What the teacher says about rows, asked once."""
         return judge(
             rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.answers,
-            state_positions=self.state_positions, dtype=self.dtype,
+            state_positions=self.state_positions, dtype=self.dtype, device=self.device,
         )  # fmt: skip
 
     def confident(self, judgement: Judgement, task_rows: bool) -> Sequence[int] | None:
@@ -193,7 +210,14 @@ class Material:
     @cached_property
     def dtype(self) -> torch.dtype:
         """What the teacher computes in."""
-        return torch.bfloat16 if has_fast_bf16(self.teacher.device) else torch.float32
+        return torch.bfloat16 if has_fast_bf16(self.device or self.teacher.device) else torch.float32
+
+    @cached_property
+    def device(self) -> torch.device | None:
+        """Where the teacher is asked: where the student is trained, or where it is if that is no CPU."""
+        if self.teacher.device.type != "cpu":
+            return None
+        return TrainingArguments(str(self.folder), **{"report_to": "none", **self.stage_arguments}).device
 
     @cached_property
     def needs(self) -> Needs:
@@ -201,6 +225,8 @@ class Material:
         with_states = any(stage.representation_weight for stage in self.stages) and has_readable_states(
             self.teacher, self.task, self.batch(range(min(4, len(self.train_dataset))))
         )
+        if self.task.kind == "words" and self.states_bytes > STATES_BYTES:
+            with_states = False  # each word has its own answer, which says most
         last = number_of_layers(self.teacher)
         return Needs(logits=True, hidden_states=(last,) if with_states and last else ())
 
@@ -214,8 +240,13 @@ class Material:
             return "all"
         if self.task.kind == "image":
             return "first"
-        size = 2 * self.mean_length * len(self.transfer) * (width_of(self.teacher) or 0)
-        return "all" if size <= STATES_BYTES else "first"
+        return "all" if self.states_bytes <= STATES_BYTES else "first"
+
+    @property
+    def states_bytes(self) -> float:
+        """What the final states of all tokens take on disk."""
+        rows = min(len(self.transfer), self.most_judged("transfer"))
+        return 2 * self.mean_length * rows * (width_of(self.teacher) or 0)
 
     def losses(self, stage: Stage) -> dict[str, DistillationLoss]:
         """What a stage minimises."""

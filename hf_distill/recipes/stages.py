@@ -24,6 +24,12 @@ from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
 DONE = "done.json"
+# Arguments that change no number: nothing is trained anew for them.
+_WITHOUT_EFFECT = {
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "disable_tqdm", "log_level", "logging_dir", "logging_first_step", "logging_steps", "logging_strategy",
+    "per_device_eval_batch_size", "report_to", "run_name", "save_steps", "save_strategy", "save_total_limit",
+}  # fmt: skip
 CARD, LOG = "card.json", "log.json"  # what a model card says of the training, and what was logged
 
 
@@ -67,6 +73,11 @@ class Stage:
 def fingerprint_of(content: Any) -> str:
     """Changes with anything that JSON can say of it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def with_effect(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments on which a result depends."""
+    return {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
 
 
 def content_of(dataset: Dataset, columns: Sequence[str]) -> str:

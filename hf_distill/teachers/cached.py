@@ -39,14 +39,26 @@ def is_no_input(name: str) -> bool:
     return name in LABELS or name.startswith(TEACHER_PREFIX)
 
 
+def is_stored(name: str) -> bool:
+    """Whether a column of a dataset holds what the teacher answered: `teacher_id` and the like are the user's own.
+
+    >>> is_stored("teacher_hidden_states_4"), is_stored("teacher_response"), is_stored("teacher_logits_of_before")
+    (True, False, False)
+    """
+    exact = (TEACHER_LOGITS, LAST_HIDDEN_STATE, TOP_K, TOP_K_CLASSES, TEACHER_POSITIONS)
+    number = next((name.removeprefix(start) for start in (STATES, _MAPS) if name.startswith(start)), "")
+    return name in exact or number.isdigit()
+
+
 def teacher_view(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch as the teacher sees it: its own encoding, where the batch brings one (`TwoTokenizers`).
 
     >>> teacher_view({"input_ids": 1, "teacher_input_ids": 2, "teacher_logits": 3})
     {'input_ids': 2}
     """
-    own = {name.removeprefix(TEACHER_PREFIX): value for name, value in batch.items() if _is_encoding(name)}
-    return own or dict(batch)
+    if f"{TEACHER_PREFIX}input_ids" not in batch:
+        return dict(batch)
+    return {name.removeprefix(TEACHER_PREFIX): value for name, value in batch.items() if _is_encoding(name)}
 
 
 def _is_encoding(name: str) -> bool:
@@ -230,7 +242,7 @@ def pad_rows(rows: Sequence[Tensor], axes: tuple[int, ...], length: int, starts:
 def _teacher_columns(features: list[Any]) -> list[str]:
     if not (features and isinstance(features[0], Mapping)):
         return []
-    columns = [name for name in features[0] if name.startswith(TEACHER_PREFIX)]
+    columns = [name for name in features[0] if is_stored(name)]
     for name in columns:
         missing = sum(name not in feature for feature in features)
         if missing:

@@ -46,6 +46,13 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def adapters(model: nn.Module) -> list[Any]:
+    """What PEFT's layers do with their weights: how much each adapter counts, and which are on; empty without any."""
+    says = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+    layers = [(name, module) for name, module in model.named_modules() if all(hasattr(module, of) for of in says)]
+    return [(name, *(getattr(layer, of) for of in says)) for name, layer in layers]
+
+
 def files_fingerprint(folder: Path) -> str | None:
     """Of the weight files in a folder, read in pieces; `None` if it holds none."""
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils import find_adapter_config_file
 
 from hf_distill.heads import core_model, task_class
 from hf_distill.teachers.base import Teacher
@@ -105,7 +106,8 @@ def _by_name(
         return model, sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
 
     # Only a cache can make loading needless; and what is more than reading weights needs the real model.
-    if getattr(args, "teacher_cache_dir", None) and kwargs == {"trust_remote_code": False}:
+    cached = getattr(args, "teacher_cache_dir", None) and kwargs == {"trust_remote_code": False}
+    if cached and find_adapter_config_file(name, revision=revision) is None:
         config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         content = files_fingerprint(Path(name)) if os.path.isdir(name) else getattr(config, "_commit_hash", None)
         if content is not None and getattr(config, "quantization_config", None) is None:

@@ -47,8 +47,9 @@ def row_lengths(dataset: Any) -> np.ndarray:
             return np.zeros(len(dataset), dtype=int)
         tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(1000)
         return np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in tables] or [[]])
-    rows = (dataset[i] for i in range(len(dataset)))
-    return np.array([len(row["input_ids"]) if isinstance(row, Mapping) and "input_ids" in row else 0 for row in rows])
+    if not len(dataset) or not isinstance(first := dataset[0], Mapping) or "input_ids" not in first:
+        return np.zeros(len(dataset), dtype=int)  # images are not read for that
+    return np.array([len(dataset[i].get("input_ids", ())) for i in range(len(dataset))])
 
 
 def batches_of_like_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:

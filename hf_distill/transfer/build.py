@@ -41,7 +41,8 @@ def build_transfer_set(
         augment: How new rows are made, in equal parts: `"recombine"`, `"drop_words"`
             (`hf_distill.transfer.augment`), `"replace_words"` by a masked language model's, `"neighbour_words"` by the
             teacher's embeddings (`hf_distill.transfer.replace`; TinyBERT, Jiao et al., 2020). Of a pair one text is
-            new, the other a task row's. By default all that need no other model than the `teacher`, if there is one.
+            new, the other stays, but beside recombined clauses stands a text of any row. By default all that need no
+            other model than the `teacher`, if there is one.
         augmented_rows: How many; by default 15 times the task's rows, 120,000 at most.
         exclude: Rows that must not be in it, such as the texts of validation and test splits.
         seed: The same seed makes the same rows.
@@ -173,24 +174,44 @@ def _require_texts(what: str, rows: Sequence[tuple[Any, ...]], like: Any, column
 def _augmented(
     task: Sequence[tuple[Any, ...]], augment: Mapping[str, Callable[..., list[Words]]], number: int, seed: int
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """New rows by each augmentation; of pairs the one text is new where the other stays."""
+    """New rows by each augmentation; of pairs the one text is new where the other stays.
+
+    The other is that of the row from which the new one was made, so that related texts stay so (as in TinyBERT); what
+    is made of several rows stands beside a text of any: one augmentation in three, if all are used.
+    """
     parts = []
     for k, (name, make) in enumerate(augment.items()):
         share = number // len(augment) + (k < number % len(augment))
-        sides = []
+        sides, origins = [], []
         for side in range(len(task[0])):
-            words = [row[side].split() if isinstance(row[side], str) else list(row[side]) for row in task]
+            words = _Drawn(row[side].split() if isinstance(row[side], str) else list(row[side]) for row in task)
             sides.append([_joined(made, task[0][side]) for made in make(words, share, seed + side)])
+            origins.append(words.drawn)
         rows = [tuple(row) for row in zip(*sides, strict=True)]
         if len(sides) == 2:
             draw = random.Random(seed)
-            rows = [_one_side(row, draw.choice(task), draw.random() < 0.5) for row in rows]
+            rows = [_one_side(row, task, [of[k] if len(of) == share else draw.randrange(len(task)) for of in origins],
+                              draw.random() < 0.5) for k, row in enumerate(rows)]  # fmt: skip
         parts.append((name, rows))
     return parts
 
 
-def _one_side(new: tuple[Any, ...], old: tuple[Any, ...], first: bool) -> tuple[Any, ...]:
-    return (new[0], old[1]) if first else (old[0], new[1])
+class _Drawn(list[Words]):
+    """Texts that remember which of them were drawn: what is made of a single text draws one each time."""
+
+    def __init__(self, texts: Iterable[Words]) -> None:
+        super().__init__(texts)
+        self.drawn: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.drawn.append(index)
+        return super().__getitem__(index)
+
+
+def _one_side(
+    new: tuple[Any, ...], task: Sequence[tuple[Any, ...]], origins: Sequence[int], first: bool
+) -> tuple[Any, ...]:
+    return (new[0], task[origins[0]][1]) if first else (task[origins[1]][0], new[1])
 
 
 def _joined(words: Words, like: Any) -> Any:

@@ -87,6 +87,7 @@ def judge(
     state_positions: str = "all",
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
     progress: bool = True,
 ) -> Judgement:
     """Ask the teacher once about every row; what it said before is read, and an interrupted call goes on.
@@ -100,9 +101,10 @@ def judge(
         state_positions: Whose hidden states to keep: `"all"` tokens', or each row's `"first"`.
         batch_size: Rows at once.
         dtype: Precision of the teacher.
+        device: Where to ask a plain model; afterwards it is moved back to the CPU. By default where it is.
         progress: Whether to show a bar and a last line.
     """
-    asked = teacher if isinstance(teacher, OnlineTeacher | EnsembleTeacher) else OnlineTeacher(teacher)
+    asked = teacher if isinstance(teacher, OnlineTeacher | EnsembleTeacher) else OnlineTeacher(teacher, device)
     keeper = CacheKeeper(str(cache_dir), asked, asked.head, [], dtype, state_positions=state_positions)
     cache = keeper.cache(needs)
     report = keeper.fill(
