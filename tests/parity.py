@@ -120,6 +120,27 @@ def run(name, batch_size, accumulation, losses=None, teacher=None):
     }
 
 
+def weighted(outputs, labels, num_items_in_batch=None):
+    """A user's own loss, with class weights."""
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, weights, reduction="sum") / num_items_in_batch
+
+
+def evaluate_weighted(trainer_class, arguments_class, **teacher):
+    """What a trainer says of a loss that divides by the items that it is told."""
+    task = tiny_task("single_label")
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments_class(
+            folder, use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=4,
+            ddp_backend="gloo" if dist.is_torchelastic_launched() else None,
+        )  # fmt: skip
+        given = {name: task.teacher for name in teacher}
+        trainer = trainer_class(
+            task.student, args, task.collate, task.rows, task.rows[:16], compute_loss_func=weighted, **given
+        )
+        return {key: value for key, value in trainer.evaluate().items() if key.endswith("_loss")}
+
+
 def different_tensors(ours, theirs, relative=1e-5):
     """Names of tensors whose difference exceeds `relative` of their norm; the bound of every parity test."""
     assert set(ours) == set(theirs)
@@ -138,6 +159,7 @@ def main(path):
     results["coupled"] = run("token", batch_size=4, accumulation=2, losses=coupled_terms())
     results["fitted"] = run("single_label", batch_size=4, accumulation=2, losses=fitted_terms())
     results["following"] = run("single_label", 4, 2, following_terms(), EMATeacher(0.8))
+    results["weighted"] = evaluate_weighted(DistillationTrainer, DistillationTrainingArguments, teacher_model=True)
     dist.all_gather_object(gathered, results["following"]["teacher"])
     assert not different_tensors(gathered[0], gathered[1], 0.0), "the two ranks' averages drifted apart"
     if dist.get_rank() == 0:

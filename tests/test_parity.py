@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import coupled_terms, different_tensors, fitted_terms, following_terms, run
+from parity import coupled_terms, different_tensors, evaluate_weighted, fitted_terms, following_terms, run
+from transformers import Trainer, TrainingArguments
 
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.teachers import EMATeacher
 from hf_distill.testing import TASKS
 
@@ -54,6 +56,13 @@ def test_result_does_not_depend_on_accumulation(name, batch_size, accumulation):
 @pytest.mark.parametrize("name", TASKS)
 def test_result_does_not_depend_on_processes(name, two_processes):
     assert_same_run(two_processes[name], whole_batch(name))
+
+
+def test_the_evaluation_of_a_user_s_own_loss_does_not_depend_on_processes(two_processes):
+    plain = evaluate_weighted(Trainer, TrainingArguments)
+    alone = evaluate_weighted(DistillationTrainer, DistillationTrainingArguments, teacher_model=True)
+    assert alone["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-5)
+    assert two_processes["weighted"] == pytest.approx(alone, rel=1e-5)
 
 
 def test_losses_that_couple_rows_do_not_depend_on_processes(two_processes):

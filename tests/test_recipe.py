@@ -59,6 +59,24 @@ class TestStage:
             train_on_labels(student, rows, rows, folder=tmp_path / "labels", **common, **given)
         assert stopped.value.args[0] == pytest.approx(expected)
 
+    def test_the_student_without_a_teacher_is_given_time_to_learn(self, tmp_path):
+        """Of few rows the learning rate rises for many epochs, in the first of which there is nothing to gain."""
+        task, reader = Task.of(bert(**SIZES), ROWS), original("wordpiece")
+        rows, epochs = task.encode(ROWS, reader, 60), []
+        arguments = {**QUIET, "save_strategy": "no", "load_best_model_at_end": False}
+
+        class Count(hf.TrainerCallback):
+            def on_evaluate(self, args, state, control, **kwargs):
+                epochs.append(state.epoch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hf_distill.recipes.baseline.show_bars_only", lambda trainer: trainer.add_callback(Count()))
+            train_on_labels(
+                bert(**SIZES), rows, rows, folder=tmp_path / "labels", settings={}, training_rows=200 * len(rows),
+                learning_rate=1e-12, data_collator=task.collator(reader), arguments=arguments,
+            )  # fmt: skip
+        assert len(epochs) == 12 + 3  # 6 % of 200 epochs, and three without a gain
+
     def test_the_width_of_stages_is_the_last_one_s(self):
         stage = Stage("all", "transfer", 1.0, 1e-3, learning_rate_width=32)
         sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
@@ -111,7 +129,8 @@ class TestCompress:
     def test_a_second_run_trains_nothing_and_gives_the_same(self, tmp_path, monkeypatch):
         first = weights(make(tmp_path).student)
         monkeypatch.setattr(DistillationTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-        second = weights(make(tmp_path).student)
+        arguments = {**QUIET, "logging_steps": 3, "dataloader_num_workers": 1}  # which change no number
+        second = weights(make(tmp_path, arguments=arguments).student)
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_only_what_depends_on_a_change_is_made_anew(self, tmp_path, monkeypatch):

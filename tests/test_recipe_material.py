@@ -3,9 +3,11 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
+from datasets import Dataset
 from test_transfer_set import bert, labelled, vit
 from test_vocabulary import CORPUS, original
 
@@ -49,6 +51,27 @@ class TestAmounts:
         some = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, training_rows=seen)
         assert some.new_rows == expected
         assert replace(some, augmented_rows=7).new_rows == 7
+
+    @pytest.mark.parametrize("kind", ["text", "image"])
+    def test_the_teacher_judges_no_more_than_twice_what_is_seen(self, kind, tmp_path):
+        if kind == "image":
+            rows = labelled({"pixel_values": np.random.default_rng(0).random((40, 1, 8, 8)).tolist()})
+            some = job.Job(vit(), None, rows, tmp_path, STAGES, compression=2, training_rows=30)
+        else:
+            more = {"training_rows": 30, "unlabelled": [f"{text} ba" for text in CORPUS[:40]]}
+            some = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, **more)
+        for stage, seen in zip(STAGES, (27, 3), strict=True):
+            assert len(some.rows(stage, some.processing_class)) == 2 * seen
+        assert len(some.transfer_rows()) == 2 * 27
+        assert len(replace(some, training_rows=400_000).rows(STAGES[1], some.processing_class)) == 40
+
+    def test_states_of_words_are_left_out_where_the_disk_has_no_room(self, tmp_path, monkeypatch):
+        words = {"tokens": [text.split() for text in CORPUS[:20]]}
+        rows = Dataset.from_dict({**words, "tags": [[0] * len(row) for row in words["tokens"]]})
+        some = job.Job(bert("TokenClassification", **SIZES), original("wordpiece"), rows, tmp_path, STAGES)
+        assert some.needs.hidden_states == (3,)
+        monkeypatch.setattr(material, "STATES_BYTES", 0)
+        assert replace(some).needs.hidden_states == ()
 
     def test_states_of_all_tokens_are_learnt_where_the_disk_has_room(self, tmp_path, monkeypatch):
         teacher, reader = bert(**SIZES), original("wordpiece")

@@ -18,6 +18,7 @@ class TestTask:
             (bert(), labelled({"text": ["a", "b"], "id": ["x", "y"]}), "text", ("text",), "label"),
             (bert(), labelled({"a_review": ["a", "b"], "id": [1, 2]}), "text", ("a_review",), "label"),
             (bert(), labelled({"premise": ["a"], "hypothesis": ["b"]}), "text", ("premise", "hypothesis"), "label"),
+            (bert(), labelled({"text": ["a"], "text_pair": ["b"]}), "text", ("text", "text_pair"), "label"),
             (
                 bert("TokenClassification"),
                 Dataset.from_dict({"id": ["1"], "words": [["a", "b"]], "ner_tags": [[0, 1]]}),

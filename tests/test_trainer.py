@@ -1,5 +1,6 @@
 """What is minimised: against hand-written losses, the plain Trainer, and the naive recipe that must fail."""
 
+import datasets
 import pytest
 import torch
 import torch.nn.functional as F
@@ -207,6 +208,58 @@ def test_problem_type_is_settled_by_the_labels_as_transformers_does(make_trainer
     trainer = make_trainer(task, train_dataset=rows, max_steps=1)
     trainer.train()
     assert trainer.model.config.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize("stated", [None, "teacher"])
+@pytest.mark.parametrize("name", ["single_label", "multi_label", "regression"])
+def test_the_student_says_what_its_scores_are_as_after_a_plain_trainer(name, stated, make_trainer, make_args):
+    """`pipeline` reads it there; a teacher that was fine-tuned with Transformers states it."""
+    plain, task = tiny_task(name), tiny_task(name)
+    for model in (plain.student, task.student, task.teacher):
+        model.config.problem_type = None
+    Trainer(plain.student, make_args(cls=TrainingArguments, max_steps=1), plain.collate, plain.rows).train()
+    expected = plain.student.config.problem_type
+    task.teacher.config.problem_type = expected if stated else None
+    make_trainer(task, max_steps=1).train()
+    assert task.student.config.problem_type == expected is not None
+
+
+def test_a_second_run_logs_its_own_terms_alone(make_trainer):
+    def run(trainer):
+        trainer.model.load_state_dict(start)
+        trainer.train()
+        return next(line for line in trainer.state.log_history if "soft_loss" in line)
+
+    task = tiny_task("single_label")
+    start = {name: value.clone() for name, value in task.student.state_dict().items()}
+    trainer = make_trainer(task, max_steps=3, logging_strategy="steps", logging_steps=2)
+    first, second = run(trainer), run(trainer)
+    assert {k: second[k] for k in ("loss", "soft_loss", "hard_loss")} == pytest.approx(
+        {k: first[k] for k in ("loss", "soft_loss", "hard_loss")}
+    )
+
+
+def test_columns_of_the_users_own_are_no_answers_of_the_teacher(make_trainer):
+    weights = []
+    for more in ({}, {"teacher_score": 3, "teacher_response": "yes"}):
+        task = tiny_task("single_label")
+        rows = datasets.Dataset.from_list([{**row, **more} for row in task.rows])
+        make_trainer(task, train_dataset=rows, max_steps=2).train()
+        weights.append(task.student.state_dict())
+    assert different_tensors(*weights, 0.0) == []
+
+
+def test_a_search_seeks_what_a_plain_trainer_seeks(make_trainer, monkeypatch):
+    """By default the metrics of the user, or the task's loss, and no term of the distillation."""
+    sought = []
+    monkeypatch.setattr(Trainer, "hyperparameter_search", lambda self, space, objective, **_: sought.append(objective))
+    trainer = make_trainer(tiny_task("single_label"), eval_dataset=tiny_task("single_label").rows)
+    trainer.hyperparameter_search(n_trials=1)
+    metrics = trainer.evaluate()
+    del metrics["eval_model_preparation_time"]  # Trainer tells it outside of training alone
+    assert {"eval_soft_loss", "eval_hard_loss", "eval_distillation_loss"} <= metrics.keys()
+    assert sought[0](metrics) == metrics["eval_loss"]
+    assert sought[0]({**metrics, "eval_accuracy": 0.25}) == 0.25
 
 
 def test_a_bert_teacher_of_a_distilbert_student_sees_its_token_types(make_trainer):

@@ -62,6 +62,22 @@ class TestBuildTransferSet:
         for row in made:
             assert row["a"] in rows["a"] or row["b"] in rows["b"]
 
+    def test_texts_that_belong_together_stay_so_but_where_several_make_one(self):
+        """Both sides of row k hold the word of k; only recombined clauses have no row of their own."""
+        numbers = [f"n{k}" for k in range(50)]
+        rows = Dataset.from_dict(
+            {"a": [f"{n} {n} {n} {n}" for n in numbers], "b": [f"{n} x {n} x {n}" for n in numbers]}
+        )
+        made = build_transfer_set(rows, ["a", "b"], augmented_rows=300)
+        shared = {"drop_words": [], "recombine": []}
+        for row in made:
+            if row["source"] in shared:
+                one, two = ({word for word in row[side].split() if word != "x"} for side in "ab")
+                shared[row["source"]].append(bool(one & two) or not one or not two)
+        assert len(shared["drop_words"]) > 20
+        assert all(shared["drop_words"])
+        assert not all(shared["recombine"])
+
     def test_rows_of_a_stream_are_read_by_their_columns(self):
         pairs = Dataset.from_dict({"a": ["one", "two"], "b": ["x", "y"]})
         more = Dataset.from_dict({"b": ["z", "y"], "id": [7, 8], "a": ["three", "two"]}).to_iterable_dataset()

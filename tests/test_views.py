@@ -12,6 +12,7 @@ from PIL import Image
 from test_transfer_set import vit
 
 from hf_distill.tasks import Task
+from hf_distill.teachers.rows import row_lengths
 from hf_distill.transfer import ImageRows
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
@@ -82,6 +83,13 @@ class TestImageRows:
     def test_labels_come_only_with_the_images_themselves(self):
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1
         assert "labels" not in ImageRows(self.TASK, self.ROWS, None, views=2)[1]
+
+    def test_no_image_is_read_to_learn_how_long_its_text_is(self, monkeypatch):
+        rows, read = ImageRows(self.TASK, self.ROWS, None), []
+        whole = ImageRows.__getitem__
+        monkeypatch.setattr(ImageRows, "__getitem__", lambda self, k: read.append(k) or whole(self, k))
+        assert row_lengths(rows).tolist() == [0] * 6
+        assert read == [0]
 
     @pytest.mark.parametrize("limit", ["bytes", "free memory", "free memory of two workers"])
     @pytest.mark.parametrize("images", [0, 4, 6])
