@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
-from test_vocabulary import CORPUS, trimmed
+from test_vocabulary import CORPUS, original, trimmed
 
 from hf_distill.activations import Needs
 from hf_distill.tasks import Task
@@ -145,6 +145,21 @@ class TestJudgedRows:
             state = judged[k]["teacher_hidden_states_2"].float()
             torch.testing.assert_close(state, expected.hidden_states[-1][0, :1], rtol=2e-3, atol=2e-3)
             assert judged[k]["input_ids"] == new(text)["input_ids"]
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_a_teacher_is_asked_where_it_is_wished_and_comes_back(self, device, tmp_path):
+        teacher, rows, reader = bert(), Dataset.from_dict({"text": CORPUS[:9]}), original("wordpiece")
+        task, asked = Task.of(teacher, rows), set()
+        teacher.register_forward_hook(lambda module, args, output: asked.add(output.logits.device.type))
+        judgement = judge(
+            task.encode(rows, reader), teacher, task.collator(reader), Needs(logits=True), tmp_path,
+            device=torch.device(device), progress=False,
+        )  # fmt: skip
+        assert asked == {device}
+        assert teacher.device.type == "cpu"
+        with torch.no_grad():
+            expected = teacher(**reader(CORPUS[0], return_tensors="pt")).logits[0]
+        torch.testing.assert_close(judgement.answers(0)["teacher_logits"], expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("columns", [("text",), ("question", "sentence")])
     def test_tokens_of_texts_bring_the_state_of_the_teachers_token_that_holds_their_first_character(
