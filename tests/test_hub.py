@@ -127,7 +127,7 @@ def test_no_code_of_strangers_runs_without_consent(make_trainer, monkeypatch):
 
     def from_pretrained(name, **kwargs):
         seen.append(kwargs)
-        return task.teacher
+        return task.teacher, {"missing_keys": set(), "mismatched_keys": set()}
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", from_pretrained)
     make_trainer(task, teacher_model="stranger/model", teacher_model_revision="abc")
