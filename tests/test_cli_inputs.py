@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from test_cli import NAMES, SIZES, SMALL
 from test_transfer_set import bert
 from test_vocabulary import CORPUS, byte_level, original
 
 from hf_distill.cli import main
+from hf_distill.cli.data import load_splits
 from hf_distill.recipes import answers
 from hf_distill.recipes.stages import last_whole_checkpoint
 from hf_distill.tasks import Task
@@ -207,3 +208,14 @@ def test_exported_students_stand_in_the_report(place, tmp_path):
     assert onnx["cost"]["disk_mb"] == pytest.approx(size / 1e6)
     assert set(onnx["cost"]["latency"]) == {"1", "32"}
     assert any(re.match(r"onnx, the exported student.*in 100\.0 % of them", note) for note in report["notes"])
+
+
+def test_the_splits_of_multinli_are_found(tmp_path):
+    """Its test has no labels, so that its validation is the test."""
+    parts = {name: TEXTS for name in ("train", "validation_matched", "validation_mismatched")}
+    hidden = TEXTS.map(lambda row: {"label": -1})
+    DatasetDict({**parts, "test_matched": hidden, "test_mismatched": hidden}).save_to_disk(tmp_path / "mnli")
+    data, notes = load_splits(str(tmp_path / "mnli"))
+    assert list(data["test"]["text"]) == list(TEXTS["text"])
+    assert len(data["train"]) + len(data["validation"]) == len(TEXTS)
+    assert notes[0] == "the test split has no labels, so it is left out"

@@ -77,6 +77,32 @@ class TestStage:
             )  # fmt: skip
         assert len(epochs) == 12 + 3  # 6 % of 200 epochs, and three without a gain
 
+    def test_it_goes_on_where_it_was_interrupted_and_ends_as_a_straight_run(self, tmp_path, monkeypatch):
+        task, reader = Task.of(bert(**SIZES), ROWS), original("wordpiece")
+        rows, seen = task.encode(ROWS, reader, 60), []
+
+        class Kill(hf.TrainerCallback):
+            def on_epoch_begin(self, args, state, control, **kwargs):
+                seen.append(round(state.epoch))
+                if kill and state.epoch >= 2:
+                    raise KeyboardInterrupt
+
+        def train(folder):
+            return weights(train_on_labels(
+                bert(**SIZES), rows, rows, folder=folder, settings={}, training_rows=4 * len(rows), arguments=QUIET,
+                data_collator=task.collator(reader),
+            ))  # fmt: skip
+
+        monkeypatch.setattr("hf_distill.recipes.baseline.show_bars_only", lambda trainer: trainer.add_callback(Kill()))
+        kill = True
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed")
+        kill, seen = False, []
+        again = train(tmp_path / "killed")
+        assert seen == [2, 3]
+        straight = train(tmp_path / "straight")
+        assert all(torch.equal(again[name], straight[name]) for name in straight)
+
     def test_the_width_of_stages_is_the_last_one_s(self):
         stage = Stage("all", "transfer", 1.0, 1e-3, learning_rate_width=32)
         sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
