@@ -16,6 +16,7 @@ from hf_distill.metrics.scores import accuracy
 from hf_distill.recipes import STAGES, Compressed, compress, train_on_labels
 from hf_distill.recipes.stages import DONE, content_of, fingerprint_of
 from hf_distill.transfer import ImageRows
+from hf_distill.transfer.build import without_rows
 
 RECIPE, CARRIED, RANDOM = "recipe", "(a) same start, labels only", "(b) random start, labels only"
 Answers = dict[str, np.ndarray]  # by split, and the number of `parameters`
@@ -37,9 +38,11 @@ class Runs:
         self.rates = [float(rate) for rate in self.start.job.learning_rates.split(",")]
         self.chosen: dict[str, float] = {}  # the learning rate of each baseline, found with seed 0
         self.arguments = {"per_device_train_batch_size": self.start.job.batch_size}
-        rows = self.start.data
-        columns = [*self.start.task.inputs, str(self.start.task.label)]
-        self.content: dict[str, Any] = {name: content_of(rows[name], columns) for name in rows}
+        task, self.data = self.start.task, dict(self.start.data)
+        if task.kind != "image":  # as the recipe does: nothing held out is learnt from
+            self.data["train"] = without_rows(self.data["train"], task.inputs, self.start.exclude())
+        columns = [*task.inputs, str(task.label)]
+        self.content: dict[str, Any] = {name: content_of(part, columns) for name, part in self.data.items()}
         if self.start.held_out is not None:
             self.content["held_out"] = content_of(self.start.held_out, self.start.task.inputs)
 
@@ -104,7 +107,7 @@ class Runs:
 
     def _rows(self, split: str, made: Compressed) -> Any:
         """Labelled rows as the student reads them."""
-        part, task = self.start.data[split], self.start.task
+        part, task = self.data[split], self.start.task
         if task.kind == "image":
             return ImageRows(task, part, made.processing_class)
         return task.encode(part, made.processing_class, self.start.job.max_length)

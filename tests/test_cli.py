@@ -265,3 +265,14 @@ def test_the_same_command_gives_the_same_student_elsewhere(place, done, tmp_path
         for p in (done, tmp_path / "again")
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_held_out_rows_that_stand_among_the_training_rows_teach_neither_student(place, tmp_path, monkeypatch):
+    texts = {"train": CORPUS[:30] + CORPUS[40:43], "validation": CORPUS[30:40], "test": CORPUS[40:48]}
+    parts = {name: {"text": some, "label": [k % 2 for k in range(len(some))]} for name, some in texts.items()}
+    DatasetDict({name: Dataset.from_dict(part) for name, part in parts.items()}).save_to_disk(place / "splits")
+    seen = {}
+    monkeypatch.setattr(DistillationTrainer, "train", lambda self, **k: seen.setdefault(self.args.output_dir, self))
+    main(command(place, tmp_path / "out", "--figures", "false", dataset="splits"))
+    rows = {folder.rsplit("/")[-1]: len(trainer.train_dataset) for folder, trainer in seen.items()}
+    assert (rows["polish"], rows["without_teacher"]) == (30, 30)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = [f"w{i}" for i in range(40)]
@@ -203,7 +203,9 @@ def test_lines_of_a_file_are_rows_of_the_task(example, tasks, tmp_path):
 
 
 def test_what_is_held_out_is_never_learnt_from(example, teacher, tmp_path):
-    data = DatasetDict({"train": rows("text", 24, 0), "validation": rows("text", 8, 1), "test": rows("text", 8, 2)})
+    test = rows("text", 8, 2)
+    train = concatenate_datasets([rows("text", 24, 0), test.select(range(3))])
+    data = DatasetDict({"train": train, "validation": rows("text", 8, 1), "test": test})
     data.save_to_disk(tmp_path / "data")
     (tmp_path / "more.txt").write_text("w1 w2\nw3 w4\n")
     options = example("_size_options")
@@ -211,6 +213,8 @@ def test_what_is_held_out_is_never_learnt_from(example, teacher, tmp_path):
         options.Sizes(teacher("text"), held_out=str(tmp_path / "more.txt"), data=str(tmp_path / "data"))
     )
     assert {"w1 w2", "w3 w4", *data["test"]["text"], *data["validation"]["text"]} == set(start.exclude())
+    by_labels = example("_size_runs").Runs(start, 3).data["train"]
+    assert by_labels.to_dict() == rows("text", 24, 0).to_dict()
 
 
 def test_a_teacher_of_numbers_is_refused(example, teacher, tmp_path):

@@ -136,21 +136,23 @@ class Job:
             return None
         start = type(made.student).from_pretrained(self.folder / "start")
         columns = [*self.task.inputs, str(self.task.label)]
+        recipe = self.recipe()
+        parts = {"train": recipe.train_dataset, "validation": self.data["validation"]}  # nothing held out to train on
         settings = {
-            **{name: content_of(self.data[name], columns) for name in ("train", "validation")},
+            **{name: content_of(part, columns) for name, part in parts.items()},
             "parameters": made.student.num_parameters(), "arguments": with_effect(self.arguments),
         }  # fmt: skip
         return train_on_labels(
-            start, self.rows("train", made), self.rows("validation", made), folder=self.folder / WITHOUT_TEACHER,
-            settings=settings, training_rows=self.recipe().rows_to_see, arguments=self.arguments, seed=self.flags.seed,
+            start, *(self.rows(part, made) for part in parts.values()), folder=self.folder / WITHOUT_TEACHER,
+            settings=settings, training_rows=recipe.rows_to_see, arguments=self.arguments, seed=self.flags.seed,
             data_collator=self.task.collator(made.processing_class),
         )  # fmt: skip
 
-    def rows(self, split: str, made: Compressed) -> Any:
+    def rows(self, part: Dataset, made: Compressed) -> Any:
         """Labelled rows as the student reads them."""
         if self.task.kind == "image":
-            return ImageRows(self.task, self.data[split], made.processing_class)
-        return self.task.encode(self.data[split], made.processing_class, self.length)
+            return ImageRows(self.task, part, made.processing_class)
+        return self.task.encode(part, made.processing_class, self.length)
 
 
 def _required(value: str | None, flag: str) -> str:
