@@ -55,10 +55,11 @@ MAY_IMPORT = {
     },
     "caching": {"heads", "losses", "output_head", "preflight", "teachers"},
     "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
+    "lifecycle": {"losses", "reports", "secrets", "teachers", "wrapped_forward"},
     "trainer": {
-        "activations", "batch", "caching", "fitting", "heads", "losses", "output_head", "packing", "pairing",
-        "preflight", "recording", "refusals", "reports", "schedules", "secrets", "teachers", "term_log",
-        "token_alignment", "training_args", "transfer", "wrapped_forward",
+        "activations", "batch", "caching", "fitting", "heads", "lifecycle", "losses", "output_head", "packing",
+        "pairing", "preflight", "recording", "refusals", "schedules", "teachers", "term_log", "token_alignment",
+        "training_args", "transfer", "wrapped_forward",
     },
     "__init__": {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
