@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "alignment": {"activations", "unprojected"},
     "tasks": {"heads"},
     "token_alignment": {"activations", "unprojected"},
-    "transfer": {"activations", "batch", "heads", "random_state", "tasks", "teachers"},
+    "transfer": {"activations", "batch", "heads", "random_state", "tasks", "teachers", "writing"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping", "secrets"},
     "wrapped_forward": {"losses"},

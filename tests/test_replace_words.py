@@ -116,6 +116,29 @@ def test_texts_pairs_and_lists_of_words_are_served(tokenizer):
     assert all(row["a"] in texts or row["b"] in texts for row in pairs)
 
 
+def test_what_was_made_is_kept_for_the_same_texts_and_model(tokenizer, tmp_path):
+    texts, model = [["w3", "w9"], ["w20", "w11"]], Successor()
+    given = {"processing_class": tokenizer, "share": 1.0, "cache_dir": tmp_path / "kept"}
+    made = replace_words(texts, 10, masked_lm=model, **given)
+    assert made == replace_words(texts, 10, masked_lm=model, processing_class=tokenizer, share=1.0)
+    asked = len(model.asked)
+    assert replace_words(texts, 10, masked_lm=model, **given) == made
+    assert len(model.asked) == asked
+    other = Successor()
+    other.register_buffer("weight", torch.ones(1))
+    for k, changed in enumerate((
+        replace_words(texts[::-1], 10, masked_lm=model, **given),
+        replace_words(texts, 11, masked_lm=model, **given),
+        replace_words(texts, 10, 1, masked_lm=model, **given),
+        replace_words(texts, 10, masked_lm=model, **given, candidates=1),
+        replace_words(texts, 10, masked_lm=other, **given),
+    )):  # fmt: skip
+        assert len(list((tmp_path / "kept").iterdir())) == 6
+        assert (changed == made) == (k == 4)
+    (tmp_path / "kept" / ".unfinished-x").mkdir()  # of a run that was killed
+    assert replace_words(texts, 10, masked_lm=model, **given) == made
+
+
 def test_by_default_the_teachers_neighbours_are_asked_where_there_are_any(tokenizer):
     rows = Dataset.from_dict({"text": ["w1 w2 w3, w4", "w9 w5 w7"]})
     plain = {"task", "recombine", "drop_words"}
@@ -163,3 +186,4 @@ def test_the_recipe_passes_it_through(tmp_path):
         arguments={"disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 8},
     )  # fmt: skip
     assert made.student.num_parameters() > 0
+    assert len(list((tmp_path / "out" / "answers" / "texts").glob("*.json"))) == 1

@@ -99,7 +99,7 @@ class Material:
             self.train_dataset, self.task.inputs, unlabelled=self.unlabelled, exclude=self.exclude,
             augmented_rows=self.new_rows, augment=self.augment, masked_lm=self.masked_lm,
             masked_lm_processing_class=self.masked_lm_processing_class, teacher=self.teacher,
-            processing_class=self.processing_class,
+            processing_class=self.processing_class, cache_dir=self.answers / "texts",
         )  # fmt: skip
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ def build_transfer_set(
     masked_lm_processing_class: Any = None,
     teacher: Any = None,
     processing_class: Any = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """The task's own rows, unlabelled ones, and new ones made of the task's: texts for the teacher to judge.
 
@@ -50,6 +52,7 @@ def build_transfer_set(
         masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.
         teacher: For `"neighbour_words"`: the model whose input embeddings tell which words are alike.
         processing_class: Its tokenizer.
+        cache_dir: Where to keep what `"replace_words"` has made, which takes long, for the next call to read.
 
     Returns:
         A dataset with the input columns and `source`: `"task"`, `"unlabelled"` or the name of the augmentation.
@@ -69,7 +72,9 @@ def build_transfer_set(
         augment = (*AUGMENTATIONS, *asked)
     makers: dict[str, Callable[..., list[Words]]] = {
         **AUGMENTATIONS,
-        "replace_words": partial(replace_words, masked_lm=masked_lm, processing_class=masked_lm_processing_class),
+        "replace_words": partial(
+            replace_words, masked_lm=masked_lm, processing_class=masked_lm_processing_class, cache_dir=cache_dir
+        ),
         "neighbour_words": partial(neighbour_words, teacher=teacher, processing_class=processing_class),
     }
     _check(dataset, columns, augment, makers)

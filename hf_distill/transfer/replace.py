@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
+from hf_distill.writing import whole_files
 
 Words = list[str]
 Slot = tuple[int, int]  # a text, a word of it
@@ -28,6 +34,7 @@ def replace_words(
     share: float = SHARE,
     candidates: int = CANDIDATES,
     batch_size: int = 64,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> list[Words]:
     """Texts in which words are replaced by one of those that a masked language model finds likeliest in their place.
 
@@ -45,6 +52,7 @@ def replace_words(
         share: The probability.
         candidates: Among how many words to draw.
         batch_size: How many masked texts are asked about at once.
+        cache_dir: Where to keep the new texts: of the same texts, model and settings they are read there.
 
     Raises:
         ValueError: If the model or the tokenizer has no mask, or `share` is no probability.
@@ -62,7 +70,23 @@ def replace_words(
     def likeliest(made: Sequence[Words], slots: Sequence[Slot]) -> list[Words]:
         return _likeliest(masked_lm, processing_class, words, made, slots, candidates, batch_size)
 
-    return _replaced(texts, number, seed, share, likeliest)
+    def make() -> list[Words]:
+        return _replaced(texts, number, seed, share, likeliest)
+
+    if cache_dir is None:
+        return make()
+    model = weights_fingerprint(masked_lm), config_fingerprint(masked_lm.config), processing_class.get_vocab()
+    return _kept(Path(cache_dir) / f"{fingerprint(model, texts, number, seed, share, candidates)}.json", make)
+
+
+def _kept(file: Path, make: Callable[[], list[Words]]) -> list[Words]:
+    """What was made before, or is made now and kept."""
+    if not file.is_file():
+        made = make()
+        with whole_files(file.parent) as unfinished:
+            (unfinished / file.name).write_text(json.dumps(made), encoding="utf-8")
+    found: list[Words] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def neighbour_words(
