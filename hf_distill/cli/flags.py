@@ -44,7 +44,7 @@ class Flags:
     )
     augmented_rows: int | None = _flag(None, "New texts or views to make of the training rows.")
     training_rows: int | None = _flag(
-        None, "Rows that the student sees; 400,000, more of tiny students, fewer of long texts."
+        None, "Rows that the student sees; 800,000, more of tiny students, fewer of long texts."
     )
     max_length: int | None = _flag(None, "Tokens that are read of a text.")
     baseline: bool = _flag(True, "Also train the same student without a teacher, to tell what the teacher gave.")

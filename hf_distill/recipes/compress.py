@@ -106,9 +106,9 @@ def compress(
         augment: How they are made of texts; see [`build_transfer_set`].
         masked_lm: For `"replace_words"` among them: a model with a masked-LM head, or its name or folder.
         masked_lm_processing_class: Its tokenizer; of a name or folder by default the one that is there.
-        training_rows: How many rows the student sees, in all stages together; by default 400,000, or of long texts as
+        training_rows: How many rows the student sees, in all stages together; by default 800,000, or of long texts as
             many as make 40 million tokens, and of students that are more than 10 times smaller than the teacher more:
-            862,000 at 30, 2,000,000 at 100, where it ends.
+            1,239,000 at 30, 2,000,000 at 100, where it ends.
         stages: What it learns, in order.
         input_columns: The columns to read, where their names do not tell.
         label_column: The column of labels, likewise.

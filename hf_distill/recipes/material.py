@@ -31,10 +31,11 @@ from hf_distill.transfer.views import ImageRows
 _NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
 LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _NEW else {"group_by_length": True}
 # What a student sees where nothing is said: so many rows, and of long texts no more than so many tokens (of film
-# reviews the rows are 10 million), since time grows with the tokens. A student more than TIMES times smaller than its
+# reviews the rows are 20 million), since time grows with the tokens. A student more than TIMES times smaller than its
 # teacher, whose steps cost less, sees more: MORE times as much for each factor of ten, up to MOST_TIMES times.
-TRAINING_ROWS, TRAINING_TOKENS = 400_000, 40_000_000
-TIMES, MOST_TIMES, MORE = 10, 100, 5
+TRAINING_ROWS, TRAINING_TOKENS = 800_000, 40_000_000
+TIMES, MOST_TIMES, MORE = 10, 100, 2.5
+NEW_ROWS = 0.3  # at most for each row that is seen: of more, many would never be read
 STATES_PER_ANSWER = 16  # how much more the states of a text's tokens count, for which there is a single answer
 STATES_BYTES = 10e9  # the most that states of all tokens may take on disk; of longer texts only first tokens' are kept
 # The teacher judges no more rows than this many times what a stage sees: of a million texts most would never be read.
@@ -105,7 +106,7 @@ class Material:
     @property
     def new_rows(self) -> int:
         """How many texts to make: fewer where fewer rows are seen."""
-        most = round(MOST_ROWS * min(1.0, self.rows_to_see / TRAINING_ROWS))
+        most = min(MOST_ROWS, round(NEW_ROWS * self.rows_to_see))
         return min(ROWS_EACH * len(self.train_dataset), most) if self.augmented_rows is None else self.augmented_rows
 
     def texts(self) -> Iterable[str]:
