@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.heads import core_model
+from hf_distill.heads import core_model, forward_parameters, label_columns
 from hf_distill.losses import refuse_top_k
 from hf_distill.output_head import OutputHead
 from hf_distill.preflight import as_loaded
@@ -28,12 +28,19 @@ def make_keeper(trainer: DistillationTrainer) -> CacheKeeper | None:
         return None
     require_cacheable(trainer.losses.teacher_needs)
     dtype = cache_dtype(args, args.device)
-    labels = trainer.label_names
+    labels = label_columns(trainer.label_names, forward_parameters(trainer.model)[0] | teacher.input_names)
     if args.teacher_cache_logits == "top_k":
         refuse_top_k(trainer.losses.active())
     logits = KeptLogits(args.teacher_cache_logits, args.teacher_cache_top_k, trainer.alignment.vocabulary)
     return CacheKeeper(
-        args.teacher_cache_dir, teacher, trainer.head, labels, dtype, args.teacher_cache_dtype, logits, args.device
+        args.teacher_cache_dir,
+        teacher,
+        trainer.head,
+        sorted(labels),
+        dtype,
+        args.teacher_cache_dtype,
+        logits,
+        args.device,
     )
 
 

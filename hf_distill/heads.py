@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from torch import nn
@@ -104,6 +104,26 @@ def use_eager_attention(model: nn.Module) -> None:
             f"attn_implementation={core.config._attn_implementation!r}, which returns none, and cannot be switched to "
             f"'eager' ({error}). Drop the attention loss."
         ) from None
+
+
+def layerdrop(config: Any) -> str | None:
+    """The entry of a config by which blocks are skipped at random in training (LayerDrop), if one is above 0."""
+    names = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+    return next((name for name in names if getattr(config, name, 0)), None)
+
+
+def label_columns(names: Iterable[str], inputs: Set[str]) -> set[str]:
+    """Those of Trainer's `label_names` that no model may see: all but inputs, which metrics may ask for too.
+
+    Args:
+        names: Of columns that metrics get.
+        inputs: The arguments of the models' forwards, those for labels too.
+
+    >>> sorted(label_columns(["labels", "attention_mask", "weights"], {"input_ids", "attention_mask", "labels"}))
+    ['labels', 'weights']
+    """
+    spans = ("start_positions", "end_positions")
+    return {name for name in names if "label" in name or name in spans or name not in inputs}
 
 
 def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:

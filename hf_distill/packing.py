@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hf_distill.activations import Head
 from hf_distill.attention_twin import AttentionTwin, attention_configs
 from hf_distill.batching import LOGITS, answers_that_count, is_close, run_without_padding, with_masked_ends
+from hf_distill.heads import layerdrop
 
 # What one more length in a batch costs, in tokens: calling attention once more in every block. Measured on a CPU: 0 to
 # 8 for 4 x 312 and 6 x 768, 6 to 14 for 2 x 128, 21 to 25 for 2 x 64.
@@ -133,7 +134,9 @@ def find_stack(model: nn.Module, inputs: Mapping[str, Any], arguments: Mapping[s
     layout = None if masked is None else Layout.of(masked)
     own = {config._attn_implementation_internal for config in attention_configs(model)}
     in_chunks = getattr(config, "chunk_size_feed_forward", 0)  # whose number must divide the tokens
-    unsupported = in_chunks or arguments.get("output_attentions") or not own <= {"sdpa", "eager", None}
+    unsupported = (
+        in_chunks or layerdrop(config) or arguments.get("output_attentions") or not own <= {"sdpa", "eager", None}
+    )
     if layout is None or masked is None or unsupported:
         return None
     depth = getattr(config, "num_hidden_layers", None)

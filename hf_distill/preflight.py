@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import Trainer
 
 from hf_distill.activations import Activations, Head, Needs, Shapes
@@ -23,6 +22,7 @@ from hf_distill.recording import recording
 from hf_distill.refusals import refuse_student_generation
 from hf_distill.teachers import TEACHER_LOGITS, LocalTeacher, OnlineTeacher
 from hf_distill.teachers.cached import brought
+from hf_distill.teachers.rows import is_stream
 from hf_distill.transfer import StudentCompletions
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def sample_inputs(trainer: Trainer) -> dict[str, Any] | None:
         dataset, collator = as_loaded(trainer, dataset, trainer.data_collator)
         if isinstance(dataset, datasets.IterableDataset):
             features = list(dataset.take(rows))
-        elif isinstance(dataset, Dataset | datasets.Dataset | list) and hasattr(dataset, "__len__"):
+        elif not is_stream(dataset):
             features = [dataset[i] for i in range(min(rows, len(dataset)))]
         else:
             features = []
@@ -67,15 +67,16 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
     step.
     """
     losses, trains = trainer.losses, trainer.train_dataset is not None
+    needs = losses.student_needs
     trainer.data_collator.over = losses.teacher_logits_over()
     inputs = sample_inputs(trainer)
-    if losses.student_needs.attentions:
+    if needs.attentions:
         use_eager_attention(student)
     if losses.teacher_needs.attentions and isinstance(trainer.teacher, LocalTeacher):
         trainer.teacher.use_eager_attention()
-    if inputs is None and (losses.student_needs.hidden_states or losses.student_needs.qkv):
-        inputs = dict(getattr(student, "dummy_inputs", None) or {})
-        trains = False
+    made_up = inputs is None and bool(needs.hidden_states or needs.attentions or needs.qkv)
+    if made_up:
+        inputs, trains = _made_up_inputs(trainer, student), False
     with preserved_random_state(trainer.args.seed), torch.no_grad():
         if not inputs:
             losses.refuse_undefined(trainer.head, trainer.head.problem(None))
@@ -87,15 +88,32 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
         if trains:
             _refuse_missing_labels(losses, batch, trainer.head)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
-        needs = (losses.student_needs | Needs(logits=True)).of_every_layer()
+        needs = (needs | Needs(logits=True)).of_every_layer()
         trainer.heads_off = trainer.removable_heads = heads = removable_heads(trainer, student, inputs)
         answer = ask_student(trainer, student, inputs, needs, heads.student)
         losses.refuse_undefined(trainer.head, batch.problem, answer.shapes())
-        teacher = _set_up(trainer, answer, inputs, required=trains)
+        teacher = _set_up(trainer, answer, inputs, required=trains or (made_up and trainer.teacher is not None))
         losses.to(trainer.args.device)
         if next(student.parameters()).device == trainer.args.device:
             losses(answer, teacher, batch)
         drop_padding(trainer, student, inputs if trains else {})
+
+
+def _made_up_inputs(trainer: DistillationTrainer, student: Any) -> dict[str, Any]:
+    """Texts that stand for rows which cannot be looked at beforehand.
+
+    Raises:
+        ValueError: If the student reads no texts.
+    """
+    if getattr(student, "main_input_name", "input_ids") != "input_ids":
+        given = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
+        raise ValueError(
+            f"Losses on layers look at the first rows before training, and {type(given).__name__} gives none "
+            "beforehand. Pass a dataset with a length, or a datasets.IterableDataset, which can be read twice."
+        )
+    made: Mapping[str, Any] = getattr(student, "dummy_inputs", None) or {}
+    device = next(student.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in made.items()}
 
 
 def ask_student(

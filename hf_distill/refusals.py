@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_distill.activations import Head
-from hf_distill.heads import core_model
+from hf_distill.heads import core_model, layerdrop
 from hf_distill.losses import DistillationLoss, LossTerms, hard_label_names
 from hf_distill.training_args import build_losses, changed_loss_fields
 from hf_distill.transfer.on_policy import split_prompts
@@ -105,8 +105,16 @@ def choose_losses(
     return terms
 
 
-def refuse_attention(losses: LossTerms, student: nn.Module, args: TrainingArguments) -> None:
-    """Refuse attention maps, queries, keys and values that would not be what they seem."""
+def refuse_layers(losses: LossTerms, student: nn.Module, args: TrainingArguments) -> None:
+    """Refuse hidden states, attention maps, queries, keys and values that would not be what they seem."""
+    config = core_model(student).config
+    drop, needs = layerdrop(config), losses.student_needs
+    if drop and (needs.hidden_states or needs.attentions or needs.qkv):
+        raise ValueError(
+            f"The student's config has {drop}={getattr(config, drop)}: blocks are skipped at random in training, so "
+            f"that no layer has a fixed index. Load it with from_pretrained(..., {drop}=0.0), or drop the losses on "
+            "layers."
+        )
     if losses.student_needs.qkv and args.torch_compile:
         raise ValueError(
             "torch_compile leaves out the recording of queries, keys and values. Set torch_compile=False, or drop the "

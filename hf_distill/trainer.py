@@ -16,7 +16,7 @@ from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.caching import collator_after_filling, known_of_teacher, make_keeper
 from hf_distill.fitting import fit_losses
-from hf_distill.heads import core_model, forward_parameters, has_label_names
+from hf_distill.heads import core_model, forward_parameters, has_label_names, label_columns
 from hf_distill.lifecycle import TrainerOfLosses
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
@@ -26,8 +26,8 @@ from hf_distill.preflight import dry_run, student_completions
 from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,
-    refuse_attention,
     refuse_compiled_projections,
+    refuse_layers,
     refuse_unsupported,
     refuse_unsupported_model,
     refuse_without_meaning,
@@ -125,7 +125,7 @@ class DistillationTrainer(TrainerOfLosses):
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True
         refuse_unsupported_model(self)
-        refuse_attention(self.losses, self.model, args)
+        refuse_layers(self.losses, self.model, args)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
         revision = getattr(args, "teacher_model_revision", None)
         if isinstance(self.teacher, EMATeacher):
@@ -273,7 +273,7 @@ class DistillationTrainer(TrainerOfLosses):
         student, _ = forward_parameters(self.model)
         teacher = self.teacher.input_names if self.teacher is not None else set()
         foreign = teacher - student if who == "student" else student - teacher
-        hidden = foreign | set(self.label_names)
+        hidden = foreign | label_columns(self.label_names, student | teacher)
         return {key: value for key, value in inputs.items() if key not in hidden and not is_no_input(key)}
 
     # ---- The teacher cache ----
@@ -317,7 +317,10 @@ class DistillationTrainer(TrainerOfLosses):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._train_terms, self._windows_to_log = TermLog(), 0  # of a run before, what it did not log
         fit_losses(self)  # here a new student has been made, and a checkpoint loaded
-        return super()._inner_training_loop(*args, **kwargs)
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self._window_counts = None  # what is computed afterwards is no part of a window
 
     # ---- Counting and logging ----
 

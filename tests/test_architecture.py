@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "heads": {"activations"},
     "attention_twin": set(),
     "recording": {"activations", "attention_twin"},
-    "packing": {"activations", "attention_twin", "batching"},
+    "packing": {"activations", "attention_twin", "batching", "heads"},
     "padding": {"batching", "heads", "output_head", "packing", "teachers"},
     "similarity": {"functional"},
     "output_head": {"functional", "activations", "heads", "unprojected"},

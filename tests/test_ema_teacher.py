@@ -141,3 +141,18 @@ def test_what_cannot_be_is_refused(make_trainer, tmp_path):
     task = tiny_task("single_label")
     with pytest.raises(ValueError, match="cannot be one of several teachers"):
         make_trainer(task, teacher_model=[task.teacher, EMATeacher()])
+
+
+def test_the_average_of_short_weights_is_a_long_one(make_trainer):
+    """In bf16 most steps of a thousandth of the way are rounded away."""
+    watch, task = Weights(), tiny_task("single_label")
+    task.student.to(torch.bfloat16)
+    trainer = following(make_trainer, task=task, decay=0.999, num_train_epochs=5, callbacks=[watch])
+    expected = {name: value.double() for name, value in task.student.named_parameters()}
+    trainer.train()
+    for step in watch.steps:
+        expected = {key: 0.999 * value + 0.001 * step[key].double() for key, value in expected.items()}
+    found = average(trainer)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert different_tensors(found, expected) == []
+    assert {value.dtype for value in task.student.parameters()} == {torch.bfloat16}

@@ -141,3 +141,19 @@ def test_a_student_held_in_bf16_meets_fp32_projections(make_trainer):
     trainer.train()
     assert {p.dtype for p in trainer.losses.parameters()} == {torch.float32}
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_input_that_metrics_ask_for_still_reaches_the_models(cached, make_trainer, make_args, tmp_path):
+    settings = {"label_names": ["labels", "attention_mask"], "per_device_eval_batch_size": 5}
+    task, other = tiny_task("single_label", rows=20), tiny_task("single_label", rows=20)
+    given = {"teacher_cache_dir": str(tmp_path / "cache")} if cached else {}
+    trainer = make_trainer(task, eval_dataset=task.rows, **settings, **given, max_steps=2)
+    plain = Trainer(task.student, make_args(cls=TrainingArguments, **settings), task.collate)
+    ours, theirs = trainer.evaluate(), plain.evaluate(task.rows)
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
+    assert ours["eval_soft_loss"] == pytest.approx(
+        make_trainer(other, eval_dataset=task.rows, per_device_eval_batch_size=5).evaluate()["eval_soft_loss"],
+        rel=1e-5,
+    )
+    assert [labels.shape for labels in trainer.predict(task.rows).label_ids] == [(20,), (20, 12)]

@@ -283,3 +283,21 @@ def test_maths_is_done_in_at_least_fp32(dtype):
         torch.float64 if dtype == torch.float64 else torch.float32
     )
     assert kl_divergence(torch.ones(1, 2, dtype=dtype), torch.ones(1, 2)).dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_classes_that_a_stored_answer_leaves_out_have_no_probability(temperature):
+    """The first few logits of an answer are kept, all others are -inf."""
+    student, teacher = logits("few classes", torch.float32)
+    teacher[:, 3:] = -torch.inf
+    student.requires_grad_()
+    p, q = (softmax(x.detach().double().numpy() / temperature, -1) for x in (teacher, student))
+    mixture = 0.3 * p + 0.7 * q
+    divergence = 0.3 * rel_entr(p, mixture).sum(-1) + 0.7 * rel_entr(q, mixture).sum(-1)
+    forward = kl_divergence(student, teacher, temperature)
+    np.testing.assert_allclose(forward.detach(), rel_entr(p, q).sum(-1) * temperature**2, rtol=1e-4)
+    np.testing.assert_allclose(
+        jensen_shannon_divergence(student, teacher, temperature, 0.3).detach(), divergence * temperature**2, rtol=1e-4
+    )
+    (gradient,) = torch.autograd.grad(forward.sum(), student)
+    np.testing.assert_allclose(gradient, (q - p) * temperature, atol=1e-5)

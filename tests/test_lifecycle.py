@@ -226,3 +226,15 @@ def test_the_model_card_names_teacher_and_equation(make_trainer, tmp_path):
     assert "1 * soft[forward_kl, T=4] + 0.5 * hard[task loss on labels]" in card
     assert "hinton2015distilling" in card
     assert "- knowledge-distillation" in card.split("---")[1]
+
+
+def test_a_loss_computed_after_training_is_a_mean_of_its_own(make_trainer):
+    task = tiny_task("single_label", rows=22)
+    trainer = make_trainer(
+        task, soft_target_weight=0.0, hard_label_weight=1.0, gradient_accumulation_steps=4,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    trainer.train()
+    batch = task.collate(task.rows[:4])
+    loss = trainer.compute_loss(task.student.train(), dict(batch))
+    assert loss.item() == pytest.approx(task.student(**batch).loss.item(), rel=1e-6)

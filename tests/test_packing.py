@@ -323,3 +323,15 @@ def test_a_packed_teacher_answers_as_before(needs):
         if needs.logits:
             torch.testing.assert_close(answer.logits[real], expected.logits[real])
     assert seen[-1] == (1, int(real.sum()))
+
+
+def test_the_blocks_of_a_student_that_skips_some_are_not_packed(make_trainer):
+    """Each of its blocks, the first and the last too, may be left out of a step."""
+    config = hf.OPTConfig(
+        vocab_size=37, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=32,
+        layerdrop=0.5, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    student, task = hf.OPTForCausalLM(config), tiny_task("causal_lm")
+    trainer = make_trainer(task, model=student, max_steps=8, per_device_train_batch_size=4)
+    assert trainer.stack is None
+    trainer.train()

@@ -141,3 +141,14 @@ def test_tokens_that_a_method_puts_in_front_of_the_text(make_trainer):
     task.student = peft.get_peft_model(task.student, prompt)
     with pytest.raises(ValueError, match=r"do not describe the same positions. \(PEFT's prompt tuning"):
         make_trainer(task)
+
+
+@pytest.mark.parametrize("weights", [{"hidden_state_weight": 1.0}, {"attention_weight": 1.0}])
+def test_layers_of_a_student_that_skips_blocks_at_random(weights, make_trainer):
+    task = tiny_task("single_label")
+    task.student.config.layerdrop = 0.1
+    with pytest.raises(
+        ValueError, match=r"layerdrop=0\.1: blocks are skipped.*from_pretrained\(\.\.\., layerdrop=0\.0"
+    ):
+        make_trainer(task, **weights)
+    make_trainer(task)  # its answers may be compared

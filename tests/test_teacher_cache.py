@@ -4,7 +4,7 @@ import datasets
 import pytest
 import torch
 from parity import different_tensors
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from hf_distill import cache_teacher_outputs
 from hf_distill.activations import Needs
@@ -325,3 +325,12 @@ def test_needs_without_indices_are_refused(tmp_path):
     teacher = OnlineTeacher(tiny_task("single_label").teacher)
     with pytest.raises(ValueError, match="must name their indices"):
         TeacherCache(tmp_path, teacher, "x", Needs(hidden_states=True), teacher.head)
+
+
+def test_a_teacher_that_was_evaluated_is_still_known(make_args):
+    """Its head notes down in the config of which kind the labels were."""
+    task = tiny_task("single_label")
+    before = OnlineTeacher(task.teacher).fingerprint()
+    Trainer(task.teacher, make_args(cls=TrainingArguments), task.collate).evaluate(task.rows)
+    assert task.teacher.config.problem_type == "single_label_classification"
+    assert OnlineTeacher(task.teacher).fingerprint() == before

@@ -162,3 +162,47 @@ def test_torch_compile_changes_nothing(projections, make_trainer):
         trainer.train()
         results.append(weights(trainer))
     assert different_tensors(results[1], results[0]) == []
+
+
+class Rows:
+    """A dataset that is no torch Dataset, as a data loader takes it."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+class Once(torch.utils.data.IterableDataset):
+    """Rows that are read from the beginning, such as WebDataset's."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("kind", [Rows, tuple, Once])
+@pytest.mark.parametrize("weights", [{"attention_weight": 1.0}, {"hidden_state_weight": 1.0}])
+def test_any_data_that_trainer_reads_builds_the_losses_on_layers(kind, weights, make_trainer):
+    """The rows of a stream are not looked at beforehand; texts stand for them."""
+    settings = {**weights, "max_steps": 2, "eval_with_teacher": False, "data_seed": 1}
+    plain, task = tiny_task("single_label"), tiny_task("single_label")
+    trainer = make_trainer(task, train_dataset=kind(task.rows), **settings)
+    trainer.train()
+    same = make_trainer(plain, train_dataset=Once(plain.rows) if kind is Once else plain.rows, **settings)
+    same.train()
+    assert different_tensors(task.student.state_dict(), plain.student.state_dict()) == []
+    assert different_tensors(task.student.state_dict(), tiny_task("single_label").student.state_dict())
+
+
+def test_a_stream_of_images_cannot_be_looked_at_beforehand(make_trainer):
+    task = tiny_task("image")
+    with pytest.raises(ValueError, match=r"Once gives none beforehand\. Pass a dataset with a length"):
+        make_trainer(task, train_dataset=Once(task.rows), hidden_state_weight=1.0, max_steps=1)
+    make_trainer(task, train_dataset=Once(task.rows), max_steps=1).train()

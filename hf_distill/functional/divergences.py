@@ -36,10 +36,11 @@ class _KullbackLeibler(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
         p, d = log_p.exp(), log_q - log_p
-        ctx.save_for_backward(p, d if ctx.needs_input_grad[0] else None)
         terms = torch.expm1(d).sub_(d).mul_(p)
         if d.numel() and bool(d.amax() > 80.0):  # exp(d) is about to overflow, and p to vanish
+            d.clamp_(max=1e30)  # p is 0 where log p is -inf, as of classes that a stored answer leaves out: so is p d
             terms = torch.where(d > 80.0, log_q.exp() - p - p * d, terms)
+        ctx.save_for_backward(p, d if ctx.needs_input_grad[0] else None)
         return terms.sum(-1)
 
     @staticmethod

@@ -48,8 +48,15 @@ class EMATeacher(OnlineTeacher):
         self.config, self.name, self.input_names = unknown, "the student's average", set()
 
     def follow(self, student: nn.Module, device: torch.device | str | None = None) -> None:
-        """Start from a student's weights."""
-        super().__init__(copy.deepcopy(student), device, self.name, self.dtype)
+        """Start from a student's weights; of 16 bits each, in which most steps would be rounded away, in float32."""
+        average = copy.deepcopy(student)
+        short = {p.dtype for p in average.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+        if short:
+            self.dtype = self.dtype or short.pop()
+            for parameter in average.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.float()
+        super().__init__(average, device, self.name, self.dtype)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from hf_distill.teachers.placement import real_tensor
 
 # Entries of a config that say where a model came from or how it is run, not what it answers.
-_NOT_ANSWERS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "use_cache"}
+_NOT_ANSWERS = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "use_cache",
+    "architectures", "return_dict", "output_hidden_states", "output_attentions",
+    "problem_type",  # which a head notes down when it sees its first labels
+}  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
