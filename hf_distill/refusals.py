@@ -107,7 +107,7 @@ def choose_losses(
 
 def refuse_layers(losses: LossTerms, student: nn.Module, args: TrainingArguments) -> None:
     """Refuse hidden states, attention maps, queries, keys and values that would not be what they seem."""
-    config = core_model(student).config
+    config = getattr(core_model(student), "config", None)
     drop, needs = layerdrop(config), losses.student_needs
     if drop and (needs.hidden_states or needs.attentions or needs.qkv):
         raise ValueError(
@@ -130,7 +130,7 @@ def refuse_layers(losses: LossTerms, student: nn.Module, args: TrainingArguments
             "Reentrant activation checkpointing returns attention maps, queries, keys and values without a gradient, "
             "so their loss would teach nothing. Set use_reentrant to False."
         )
-    config = core_model(student).config
+    config = getattr(core_model(student), "config", None)
     dropout = {name: getattr(config, name, 0.0) for name in _ATTENTION_DROPOUTS}
     if any(loss.needs_distributions for loss in losses.active().values()) and any(dropout.values()):
         raise ValueError(
