@@ -175,7 +175,16 @@ class Activations:
     def from_outputs(
         cls, outputs: Mapping[str, Any], head: Head, needs: Needs, qkv: Mapping[int, QKV] | None = None
     ) -> Activations:
-        """Pick what is needed out of a Transformers model's output, and of what was recorded while it ran."""
+        """Pick what is needed out of a Transformers model's output, and of what was recorded while it ran.
+
+        Raises:
+            ValueError: If it is no mapping, or lacks what is needed.
+        """
+        if not isinstance(outputs, Mapping):
+            raise ValueError(
+                f"The model returned a {type(outputs).__name__}, whose parts have no names. Models do so "
+                "where config.return_dict is False: set it to True."
+            )
         return cls(
             head.answers(outputs) if needs.logits else None,
             _picked(outputs.get("hidden_states"), needs.hidden_states, "hidden states", first=0),

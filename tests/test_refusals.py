@@ -152,3 +152,11 @@ def test_layers_of_a_student_that_skips_blocks_at_random(weights, make_trainer):
     ):
         make_trainer(task, **weights)
     make_trainer(task)  # its answers may be compared
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_model_that_returns_a_tuple(who, make_trainer):
+    task = tiny_task("single_label")
+    getattr(task, who).config.return_dict = False
+    with pytest.raises(ValueError, match=r"returned a tuple.*config\.return_dict is False: set it to True"):
+        make_trainer(task, hidden_state_weight=1.0)
