@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, set_seed
 
 from hf_distill.metrics.scores import accuracy
 from hf_distill.recipes import STAGES, Compressed, compress, train_on_labels
+from hf_distill.recipes.reading import rate_for
 from hf_distill.recipes.stages import DONE, content_of, fingerprint_of
 from hf_distill.transfer import ImageRows
 from hf_distill.transfer.build import without_rows
@@ -71,8 +72,10 @@ class Runs:
         return found[self.chosen[name]]
 
     def with_labels_alone(self, name: str, rate: float, made: Compressed, folder: Path, seed: int) -> Answers:
-        """The answers of a baseline: of its best epoch on validation rows."""
-        job = self.start.job
+        """The answers of a baseline: of its best epoch on validation rows. Narrow students learn as fast as the
+        recipe's.
+        """
+        job, rate = self.start.job, rate_for(made.student, rate)
         settings = {
             "name": name, "start": made_by(folder / "start"), "training_rows": made.training_rows,
             "learning_rate": rate, "arguments": self.arguments, "seed": seed, "max_length": job.max_length,

@@ -10,8 +10,9 @@ stand, trained by labels alone and each with its best epoch on validation rows:
 (b) the same shape from random weights.
 
 Both have as many training rows as the recipe at most, stop after three epochs without a gain, and take the learning
-rate that is best on validation rows with the first seed at this size. The last line, counts or pixels and a linear
-model, is what any student must beat. Nothing is chosen on the test rows.
+rate that is best on validation rows with the first seed at this size, of three that are scaled with the width as the
+recipe's. The last line, counts or pixels and a linear model, is what any student must beat. Nothing is chosen on the
+test rows.
 
 Retention is the accuracy as a share of the teacher's; above chance, (accuracy - chance) / (teacher's - chance), where
 chance is the share of the most frequent class of the test's labels. Words are judged one by one.

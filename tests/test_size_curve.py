@@ -121,6 +121,24 @@ def test_each_baseline_takes_the_rate_that_is_best_on_validation(example, monkey
     assert asked == [(runs.RANDOM, rate, 0) for rate in right] + [(runs.RANDOM, 1e-3, 1)]
 
 
+def test_a_narrow_student_without_a_teacher_learns_as_fast_as_the_recipes(example, monkeypatch, tmp_path):
+    runs, seen = example("_size_runs"), {}
+    student = hf.BertForSequenceClassification(
+        hf.BertConfig(vocab_size=9, num_labels=2, **{**SIZES, "hidden_size": 64})
+    )
+    student.save_pretrained(tmp_path / "start")
+    (tmp_path / "start" / "done.json").write_text('{"fingerprint": "x"}')
+    some = runs.Runs.__new__(runs.Runs)
+    some.arguments, some.content, some._rows = {}, {}, lambda *given: None
+    task = type("Task", (), {"collator": lambda self, reader: None})()
+    start = {"task": task, "job": type("Job", (), {"max_length": 8}), "answers": lambda self, model, reader: {}}
+    some.start = type("Start", (), start)()
+    monkeypatch.setattr(runs, "train_on_labels", lambda model, *rows, **given: seen.update(given) or model)
+    made = type("Made", (), {"student": student, "training_rows": 8, "processing_class": None})()
+    some.with_labels_alone(runs.CARRIED, 1e-3, made, tmp_path, 0)
+    assert seen["learning_rate"] == pytest.approx(2.5e-3)  # 1e-3 is for a width of 160
+
+
 def test_the_interval_of_a_sure_gain_is_narrow_and_that_of_noise_holds_zero(example):
     script = example("size_vs_retention")
     draw = np.random.default_rng(0)
