@@ -70,7 +70,7 @@ def export_student(
         ImportError: If a package of the extra is missing, or this release of Transformers cannot export.
         ValueError: If the student cannot be exported, or `output_dir` is taken.
     """
-    _require_packages()
+    require_packages()
     output = Path(output_dir)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already. Name another output_dir, remove it, or pass overwrite=True.")
@@ -112,7 +112,12 @@ def made_up_inputs(model: PreTrainedModel) -> list[dict[str, Tensor]]:
     return batches
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Refuse to begin what needs packages that are not there.
+
+    Raises:
+        ImportError: If one is missing.
+    """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(f"export_student needs {' and '.join(missing)}: pip install 'hf_distill[export]'.")

@@ -166,13 +166,25 @@ class Task:
             return [float(value) for value in column]
         if any(isinstance(value, str) for row in column for value in _flat(row)):
             return self._named(column)
-        order = _order(class_names(dataset, self.label), self.classes, self.label)
+        named = class_names(dataset, self.label)
+        if named is None and (found := self._numbers_that_are_names(column)) is not None:
+            return found
+        order = _order(named, self.classes, self.label)
         _require_range(column, len(self.classes), self.label)
 
         def index(value: Any) -> int:
             return IGNORED if value < 0 else int(value) if order is None else order[value]
 
         return [[index(value) for value in row] if self.kind == "words" else index(row) for row in column]
+
+    def _numbers_that_are_names(self, column: Sequence[Any]) -> list[Any] | None:
+        """Labels where the classes have numbers or truth values for names, in another order than that of counting."""
+        values = {value for row in column for value in _flat(row)}
+        known = {value: _place(str(value), self.classes) for value in values if isinstance(value, bool) or value >= 0}
+        if None in known.values() or list(self.classes) == [str(k) for k in range(len(self.classes))]:
+            return None
+        place = {value: known.get(value, IGNORED) for value in values}
+        return [[place[word] for word in row] if self.kind == "words" else place[row] for row in column]
 
     def _named(self, column: Sequence[Any]) -> list[Any]:
         """Labels that are names themselves."""

@@ -21,6 +21,7 @@ from test_vocabulary import CORPUS, byte_level, original
 
 from hf_distill.cli import main
 from hf_distill.cli.data import load_splits
+from hf_distill.cli.models import load_model
 from hf_distill.recipes import answers
 from hf_distill.recipes.stages import last_whole_checkpoint
 from hf_distill.tasks import Task
@@ -219,3 +220,17 @@ def test_the_splits_of_multinli_are_found(tmp_path):
     assert list(data["test"]["text"]) == list(TEXTS["text"])
     assert len(data["train"]) + len(data["validation"]) == len(TEXTS)
     assert notes[0] == "the test split has no labels, so it is left out"
+
+
+@pytest.mark.parametrize("part", [(), ("check",)])
+def test_packages_that_an_export_needs_are_missed_before_anything_is_trained(part, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hf_distill.export.find_spec", lambda name: None)
+    assert main([*part, "--teacher", "t", "--dataset", "d", "--output_dir", str(tmp_path), "--export", "true"]) == 1
+    assert "needs onnx" in capsys.readouterr().err
+
+
+def test_an_image_teacher_with_a_distillation_token_is_read(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = hf.DeiTConfig(image_size=8, patch_size=4, **sizes)
+    hf.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    assert type(load_model(str(tmp_path))) is hf.DeiTForImageClassificationWithTeacher

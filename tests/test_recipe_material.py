@@ -106,3 +106,39 @@ class TestReadableStates:
         config = hf.ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
         convolutional = hf.ResNetForImageClassification(config).eval()
         assert not has_readable_states(convolutional, Task.of(convolutional, rows), batch)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_teacher_that_cannot_compute_in_bf16_is_asked_in_float32(tmp_path, monkeypatch, capsys):
+    """DeBERTa fills scores in bf16 with the smallest number of float32."""
+    monkeypatch.setattr(material, "has_fast_bf16", lambda device: True)
+    reader = original("wordpiece")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = hf.DebertaConfig(vocab_size=len(reader), relative_attention=True, pos_att_type=["c2p", "p2c"], **sizes)
+    given = {"folder": tmp_path, "stages": STAGES}
+    deberta = job.Job(hf.DebertaForSequenceClassification(config), reader, ROWS, *given.values())
+    assert (deberta.dtype, "asked in float32" in capsys.readouterr().out) == (torch.float32, True)
+    assert job.Job(bert(**SIZES), reader, ROWS, *given.values()).dtype == torch.bfloat16
+
+
+def test_labels_that_are_not_the_teachers_are_told_before_anything_is_trained(tmp_path):
+    rows = Dataset.from_dict({"text": CORPUS[:20], "label": ["bad", "good"] * 10})
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    with pytest.raises(ValueError, match=r"holds \['bad', 'good'\], but the teacher's classes are \['no', 'yes'\]"):
+        job.Job(bert(**SIZES, **names), original("wordpiece"), rows, tmp_path / "out", STAGES).run()
+    assert not (tmp_path / "out" / "start").exists()
+
+
+def test_words_are_counted_as_the_tokenizer_reads_them(tmp_path, capsys):
+    """Byte-level tokenizers read a list of words without spaces, unless they are told to put them there."""
+    rows = Dataset.from_dict(
+        {"tokens": [text.split() for text in CORPUS[:8]], "tags": [[0] * len(text.split()) for text in CORPUS[:8]]}
+    )
+    for kind, glued in (("byte_level", True), ("wordpiece", False)):
+        reader = original(kind)
+        some = job.Job(bert("TokenClassification", vocab_size=len(reader), **SIZES), reader, rows, tmp_path, STAGES)
+        counted = {token for text in some.texts() for token in reader(text)["input_ids"]}
+        read = {
+            token for row in some.transfer["tokens"] for token in reader(row, is_split_into_words=True)["input_ids"]
+        }
+        assert (some.glues_words, counted) == (glued, read)

@@ -127,3 +127,21 @@ class TestTask:
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": [0, 7]})
         with pytest.raises(ValueError, match="holds 7, but the teacher has the classes 0 to 1"):
             Task.of(bert(), rows).labels(rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (["0", "1", "10", "2"], [0, 1, 2, 10], [0, 1, 3, 2]),  # sorted as texts
+        (["True", "False"], [True, False], [0, 1]),
+        (["1", "2", "3"], [1, 2, -100], [0, 1, -100]),
+        (["0", "1"], [1, 0], [1, 0]),
+        (["no", "yes"], [1, 0], [1, 0]),
+        (["LABEL_0", "LABEL_1"], [1, 0], [1, 0]),
+    ],
+)
+def test_numbers_that_are_the_names_of_classes_are_read_by_name(names, values, expected):
+    """As where the same column was read as text."""
+    rows = Dataset.from_dict({"text": ["a"] * len(values), "label": values})
+    teacher = bert(id2label=dict(enumerate(names)), label2id={name: k for k, name in enumerate(names)})
+    assert Task.of(teacher, rows).labels(rows) == expected

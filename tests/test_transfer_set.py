@@ -229,3 +229,11 @@ class TestJudgedRows:
                 teacher(**old(text, return_tensors="pt")).logits.softmax(-1).max().item() for text in CORPUS[:5]
             ]
         np.testing.assert_allclose(judged.confidence(), expected, rtol=1e-5)
+
+
+def test_a_column_of_texts_may_be_called_source():
+    rows = Dataset.from_dict({"source": ["a fine film, if long", "too loud"], "target": ["yes", "no"]})
+    made = build_transfer_set(rows, ["source", "target"], augmented_rows=4)
+    assert made["source"][:2] == rows["source"][:]
+    assert made["target"][:2] == rows["target"][:]
+    assert made["transfer_source"][:2] == ["task", "task"]

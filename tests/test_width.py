@@ -249,3 +249,17 @@ def test_what_cannot_be_proved_is_refused():
     """Rotary positions tie the features of a head in pairs, so none can be left out."""
     with pytest.raises(ValueError, match=r"ModernBertForMaskedLM cannot be made narrower with its weights"):
         create_student(make("modernbert", num_hidden_layers=1), hidden_size=8, num_attention_heads=2)
+
+
+def test_a_batch_as_long_as_the_model_is_wide_calibrates_as_any_other():
+    """What the pooler gives is of the shape of the mask then."""
+    teacher = hf.BertForSequenceClassification(hf.BertConfig(
+        vocab_size=37, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )).eval()  # fmt: skip
+    made = []
+    for length in (16, 17):
+        ids = torch.arange(32).reshape(2, 16) % 36 + 1
+        ids = torch.nn.functional.pad(ids, (0, length - 16))
+        batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+        made.append(create_student(teacher, hidden_size=8, num_attention_heads=2, calibration=[batch]).state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])

@@ -31,7 +31,7 @@ def load_model(name: str, what: str = "teacher") -> PreTrainedModel:
     """
     config = _read(lambda: AutoConfig.from_pretrained(name), name, what)
     architecture = next(iter(config.architectures or ()), "")
-    auto = next((auto for ending, auto in _HEADS.items() if architecture.endswith(ending)), None)
+    auto = next((auto for ending, auto in _HEADS.items() if ending in architecture), None)
     if auto is None:
         raise UserError(
             f"The {what} {name} is a {architecture or config.model_type}, which does not classify texts, words or "
@@ -52,7 +52,7 @@ def load_processing_class(name: str, model: PreTrainedModel, required: bool = Tr
     Raises:
         UserError: If it cannot be read.
     """
-    image = type(model).__name__.endswith("ForImageClassification")
+    image = "ForImageClassification" in type(model).__name__
     try:
         return _read(lambda: (AutoImageProcessor if image else AutoTokenizer).from_pretrained(name), name, "teacher")
     except UserError:

@@ -13,7 +13,7 @@ from hf_distill.cli.errors import UserError
 from hf_distill.cli.job import WITHOUT_TEACHER, Job
 from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.cli.outcome import Outcome
-from hf_distill.export import export_student
+from hf_distill.export import export_student, require_packages
 from hf_distill.exported import ExportedStudent
 from hf_distill.recipes import Compressed
 from hf_distill.reports import DistillationReport
@@ -26,6 +26,8 @@ Result = dict[str, Any]
 def run(job: Job) -> Result:
     """Everything."""
     start = time.perf_counter()
+    if job.flags.export:
+        require_packages()
     _ = job.task
     made = job.compressed()
     outcome = Outcome(job, made, job.baseline(made))
@@ -45,6 +47,8 @@ def run(job: Job) -> Result:
 
 def check(job: Job) -> Result:
     """What can be known before any hour is spent: columns, classes, sizes, and one gradient a loss on two batches."""
+    if job.flags.export:
+        require_packages()
     job.say(f"Task: {job.task}")
     with tempfile.TemporaryDirectory(dir=job.folder) as trial:
         trainer, student = job.recipe(output_dir=trial).trial()

@@ -168,6 +168,12 @@ class Job(Material):
                 )
         if self.task.kind != "image":
             require_tokenizer(self.processing_class, self.teacher)
+        if self.glues_words and getattr(self.processing_class, "add_prefix_space", None) is False:
+            print(
+                "The tokenizer reads lists of words without spaces between them, as pipeline does not. If the teacher "
+                "learned from texts, load it with AutoTokenizer.from_pretrained(..., add_prefix_space=True)."
+            )
+        self.task.labels(self.train_dataset)  # wrong ones are told now, not by the last stage
         for name, least in (("training_rows", 1), ("max_length", 1), ("augmented_rows", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -110,10 +110,24 @@ class Material:
         return min(ROWS_EACH * len(self.train_dataset), most) if self.augmented_rows is None else self.augmented_rows
 
     def texts(self) -> Iterable[str]:
-        """All that is read, text by text."""
+        """All that is read, text by text; of words each alone, where a tokenizer reads them so."""
         for name in self.task.inputs:
             for text in self.transfer[name]:
-                yield text if isinstance(text, str) else " ".join(text)
+                if isinstance(text, str):
+                    yield text
+                elif self.glues_words:
+                    yield from text
+                else:
+                    yield " ".join(text)
+
+    @cached_property
+    def glues_words(self) -> bool:
+        """Whether the tokenizer reads a list of words without the spaces between them, other than `pipeline` does."""
+        if self.task.kind != "words":
+            return False
+        rows = [list(row) for row in self.train_dataset[:64][self.task.inputs[0]]]
+        apart = self.processing_class(rows, is_split_into_words=True)["input_ids"]
+        return apart != self.processing_class([" ".join(row) for row in rows])["input_ids"]
 
     @cached_property
     def views(self) -> ImageRows:
@@ -210,8 +224,17 @@ class Material:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """What the teacher computes in."""
-        return torch.bfloat16 if has_fast_bf16(self.device or self.teacher.device) else torch.float32
+        """What the teacher computes in: bf16 where that is fast, and the model can (DeBERTa's attention cannot)."""
+        if not has_fast_bf16(self.device or self.teacher.device):
+            return torch.float32
+        rows = {name: value.to(self.teacher.device) for name, value in self.batch(range(1)).items()}
+        try:
+            with torch.no_grad(), torch.autocast(self.teacher.device.type, torch.bfloat16):
+                self.teacher.eval()(**rows)
+        except RuntimeError as error:
+            print(f"The teacher is asked in float32, since it does not compute in bf16: {error}")
+            return torch.float32
+        return torch.bfloat16
 
     @cached_property
     def device(self) -> torch.device | None:

@@ -87,7 +87,7 @@ def _activations(
         def see(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
             value = arguments[0].detach().abs().double().cpu()
             mask = real[0]
-            if mask is not None and value.shape[: mask.ndim] == mask.shape:
+            if mask is not None and value.ndim > mask.ndim and value.shape[: mask.ndim] == mask.shape:
                 value = value[mask]
             value = value.flatten(0, -2)
             sums[name] = sums.get(name, torch.zeros(value.shape[-1], dtype=torch.float64)) + value.sum(0)

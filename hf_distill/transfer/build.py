@@ -55,7 +55,8 @@ def build_transfer_set(
         cache_dir: Where to keep what `"replace_words"` has made, which takes long, for the next call to read.
 
     Returns:
-        A dataset with the input columns and `source`: `"task"`, `"unlabelled"` or the name of the augmentation.
+        A dataset with the input columns and `source`: `"task"`, `"unlabelled"` or the name of the augmentation
+        (`transfer_source` where a column of texts has that name).
 
     Raises:
         ValueError: If a column or an augmentation is unknown, or the model is missing that it needs.
@@ -97,8 +98,9 @@ def build_transfer_set(
                 sources.append(source)
     content: dict[str, Any] = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
     text = List(Value("string")) if task and not isinstance(task[0][0], str) else Value("string")
-    features = Features({**dict.fromkeys(columns, text), SOURCE: Value("string")})
-    return Dataset.from_dict({**content, SOURCE: sources}, features)
+    where = SOURCE if SOURCE not in columns else f"transfer_{SOURCE}"
+    features = Features({**dict.fromkeys(columns, text), where: Value("string")})
+    return Dataset.from_dict({**content, where: sources}, features)
 
 
 def _check(dataset: Dataset, columns: Sequence[str], augment: Sequence[str], makers: Mapping[str, Any]) -> None:
