@@ -42,7 +42,7 @@ class TestStage:
         assert replace(STAGES[0], learning_rate=3e-3).learning_rate_of(narrow) == pytest.approx(factor * 3e-3)
         assert Stage("all", "transfer", 1.0, 1e-2).learning_rate_of(narrow) == 1e-2
 
-    @pytest.mark.parametrize(("given", "expected"), [({}, 5e-4), ({"learning_rate": 1e-2}, 1e-2)])
+    @pytest.mark.parametrize(("given", "expected"), [({}, 2e-3), ({"learning_rate": 1e-2}, 1e-2)])
     def test_so_does_that_of_the_student_without_a_teacher(self, given, expected, tmp_path, monkeypatch):
         class StopError(Exception):
             pass

@@ -16,7 +16,10 @@ from hf_distill.recipes.stages import begin, finish, is_done, last_whole_checkpo
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
-LEARNING_RATE = 2.5e-4
+# Of students of width 160, a tenth of the teacher, that start from its weights. Accuracy of validation rows in % at a
+# fourth of this rate, a half of it, and this: Fashion-MNIST 92.1, 92.6, 92.7; films all 79.2 to 79.4. At a fourth and
+# this: tags 95.2, 95.7.
+LEARNING_RATE = 1e-3
 PATIENCE = 3  # epochs without a gain on validation rows
 
 
@@ -57,7 +60,7 @@ def train_on_labels(
         settings: All that the result depends on.
         training_rows: The budget.
         data_collator: What makes a batch.
-        learning_rate: Its highest; by default 2.5e-4 for a student of width 160, scaled as the recipe's is
+        learning_rate: Its highest; by default 1e-3 for a student of width 160, scaled as the recipe's is
             ([`rate_for`]).
         arguments: More fields of `TrainingArguments`.
         seed: Of the order of the rows and the dropout.
