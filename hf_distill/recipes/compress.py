@@ -39,7 +39,8 @@ from hf_distill.recipes.stages import Stage
 # 95.9 (96.2, 96.9), of validation images and words. 1,265,000 and 2,000,000: Fashion-MNIST 90.1 and 91.0 (91.7, 92.9).
 # At 10x, 400,000 and 800,000, five seeds: Fashion-MNIST 91.6 to 92.4 and 92.7 to 93.3 (94.8 to 95.1, 95.9 to 96.5).
 # 400,000 and 2,000,000 at 100x: films 79.5 and 80.2 (84.3, 85.6, and on further sentences 80.5, 80.8). A third block
-# at 100x: tags 95.3 and 95.2, films 79.5 and 79.8. Half of the rows in the second stage, 400,000: Fashion-MNIST 88.6 and 88.1.
+# at 100x: tags 95.3 and 95.2, films 79.5 and 79.8. Half of the rows in the second stage, 400,000: Fashion-MNIST 88.6
+# and 88.1.
 STAGES = (
     Stage("transfer", "transfer", 0.9, learning_rate=1e-3, learning_rate_width=WIDTH, representation_weight=1.0),
     Stage("polish", "task", 0.1, learning_rate=2e-4, learning_rate_width=WIDTH),
