@@ -181,7 +181,8 @@ class Task:
         """Labels where the classes have numbers or truth values for names, in another order than that of counting."""
         values = {value for row in column for value in _flat(row)}
         known = {value: _place(str(value), self.classes) for value in values if isinstance(value, bool) or value >= 0}
-        if None in known.values() or list(self.classes) == [str(k) for k in range(len(self.classes))]:
+        counting = list(self.classes) == [str(k) for k in range(len(self.classes))]
+        if not known or None in known.values() or counting or values - {*known, -1, IGNORED}:
             return None
         place = {value: known.get(value, IGNORED) for value in values}
         return [[place[word] for word in row] if self.kind == "words" else place[row] for row in column]

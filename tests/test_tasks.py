@@ -136,6 +136,7 @@ class TestTask:
         (["True", "False"], [True, False], [0, 1]),
         (["1", "2", "3"], [1, 2, -100], [0, 1, -100]),
         (["0", "1"], [1, 0], [1, 0]),
+        (["1", "2"], [-1, -100], [-100, -100]),
         (["no", "yes"], [1, 0], [1, 0]),
         (["LABEL_0", "LABEL_1"], [1, 0], [1, 0]),
     ],
@@ -145,3 +146,10 @@ def test_numbers_that_are_the_names_of_classes_are_read_by_name(names, values, e
     rows = Dataset.from_dict({"text": ["a"] * len(values), "label": values})
     teacher = bert(id2label=dict(enumerate(names)), label2id={name: k for k, name in enumerate(names)})
     assert Task.of(teacher, rows).labels(rows) == expected
+
+
+def test_a_negative_number_is_no_name_of_a_class_either():
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [1, -5]})
+    teacher = bert(id2label={0: "1", 1: "2"}, label2id={"1": 0, "2": 1})
+    with pytest.raises(ValueError, match=r"'label' holds -5"):
+        Task.of(teacher, rows).labels(rows)
