@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, default_compute_objective
 
+from hf_distill.activations import Head
 from hf_distill.losses import LossTerms
 from hf_distill.reports.model_card import write_model_card
 from hf_distill.secrets import saved_without_tokens
@@ -24,11 +25,13 @@ class TrainerOfLosses(Trainer):
 
     Attributes:
         losses: The terms.
+        head: What the student's answers mean.
         teacher: Who is asked; `None` where stored answers are read alone.
     """
 
     losses: LossTerms
     teacher: Teacher | None
+    head: Head
     model: Any
     args: Any
 
@@ -37,7 +40,7 @@ class TrainerOfLosses(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; prints the equation that is minimised."""
         if self.is_world_process_zero():
-            print(f"Minimising {self.losses.equation()}")
+            print(f"Minimising {self.losses.equation(self.head.problem(None))}")
         attach_losses(self.model, self.losses)
         try:
             return super().train(*args, **kwargs)

@@ -98,12 +98,12 @@ class Task:
                 "yourself and use DistillationTrainer."
             )
         given = (input_columns,) if isinstance(input_columns, str) else tuple(input_columns or ())
-        label = _label_column(dataset, kind, label_column)
+        single = kind == "words" or (config.num_labels > 1 and config.problem_type != "regression")
+        label = find_label_column(dataset, kind, label_column, numbers=not single)
         inputs = given or _input_columns(dataset, kind, label)
         missing = [name for name in inputs if name not in dataset.column_names]
         if missing or len(inputs) > (2 if kind == "text" else 1):
             raise ValueError(f"input_columns={list(inputs)} must be columns of the data: {dataset.column_names}.")
-        single = kind == "words" or (config.num_labels > 1 and config.problem_type != "regression")
         classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
         return cls(kind, tuple(inputs), label, classes)  # type: ignore[arg-type]
 
@@ -259,7 +259,20 @@ def _input_columns(dataset: Dataset, kind: str, label: str | None) -> tuple[str,
     )
 
 
-def _label_column(dataset: Dataset, kind: str, given: str | None) -> str | None:
+def find_label_column(
+    dataset: Dataset, kind: str = "text", given: str | None = None, *, numbers: bool = False
+) -> str | None:
+    """The column of labels, by its name or because it holds classes; `None` where there is none.
+
+    Args:
+        dataset: Rows as they are.
+        kind: Of [`Task`].
+        given: Its name, where that does not tell.
+        numbers: Whether the labels are numbers to be predicted, so that a column of numbers comes first.
+
+    Raises:
+        ValueError: If the given one is not there.
+    """
     if given is not None:
         if given not in dataset.column_names:
             raise ValueError(f"label_column={given!r} is no column of the data: {dataset.column_names}.")
@@ -268,7 +281,13 @@ def _label_column(dataset: Dataset, kind: str, given: str | None) -> str | None:
     known += [n for n in dataset.column_names if n not in known and class_names(dataset, n) is not None]
     if kind == "words":
         known = [name for name in known if _is_list(dataset.features[name])]
+    if numbers:
+        known.sort(key=lambda name: not _is_number(dataset.features[name]))
     return known[0] if known else None
+
+
+def _is_number(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype not in ("string", "large_string", "bool")
 
 
 def _fits(feature: Any, kind: str) -> bool:

@@ -55,7 +55,7 @@ MAY_IMPORT = {
     },
     "caching": {"heads", "losses", "output_head", "preflight", "teachers"},
     "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
-    "lifecycle": {"losses", "reports", "secrets", "teachers", "wrapped_forward"},
+    "lifecycle": {"activations", "losses", "reports", "secrets", "teachers", "wrapped_forward"},
     "trainer": {
         "activations", "batch", "caching", "fitting", "heads", "lifecycle", "losses", "output_head", "packing",
         "pairing", "preflight", "recording", "refusals", "schedules", "teachers", "term_log", "token_alignment",

@@ -227,6 +227,17 @@ class TestLoadSplits:
         assert any("has no labels" in note for note in notes)
         assert any("validation is the test" in note for note in notes)
 
+    @pytest.mark.parametrize(
+        ("name", "given", "hidden"),
+        [("tags", None, [[-1, -1]] * 4), ("target", None, [-1] * 4), ("mood", "mood", [-1] * 4)],
+    )
+    def test_hidden_labels_are_seen_in_whatever_column(self, tmp_path, name, given, hidden):
+        labels = [[0, 1]] * 8 if name == "tags" else [0, 1] * 4
+        parts = {"train": labels * 3, "validation": labels, "test": hidden}
+        data = {split: Dataset.from_dict({"text": CORPUS[: len(part)], name: part}) for split, part in parts.items()}
+        DatasetDict(data).save_to_disk(tmp_path / "data")
+        assert len(load_splits(str(tmp_path / "data"), label_column=given)[0]["test"]) == 8
+
     def test_held_out_rows_are_the_same_every_time_and_in_no_two_splits(self, place):
         first, second = (load_splits(str(place / "rows.csv"))[0] for _ in range(2))
         texts = [list(first[name]["text"]) for name in ("train", "validation", "test")]

@@ -102,6 +102,11 @@ class TestEveryTask:
         exec(block(text, "How to use"), names)
         assert type(names["model"]) is type(trainer.model)
 
+    def test_a_pair_is_asked_as_one(self, make_trainer):
+        facts = facts_of(make_trainer(tiny_task("single_label")), tasks="text-classification")
+        facts.has_processor = facts.pair = True
+        assert 'model({"text": "A text.", "text_pair": "Another."})' in block(str(render(facts)), "How to use")
+
     @pytest.mark.parametrize("tag", ["text-classification", "image-classification", "question-answering", "fill-mask"])
     def test_at_most_five_lines_of_code(self, tag, make_trainer):
         facts = facts_of(make_trainer(tiny_task("single_label")), tasks=tag)

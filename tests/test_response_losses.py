@@ -26,6 +26,7 @@ from hf_distill.losses import (
     RankingLoss,
     SoftTargetLoss,
 )
+from hf_distill.losses.base import LossTerms
 from hf_distill.losses.soft_target import DIVERGENCES
 from hf_distill.testing import check_loss
 
@@ -59,6 +60,12 @@ LOSSES = {**{name: BUILT.get(name) or getattr(losses, name)() for name in PUBLIC
 def test_a_loss_keeps_what_every_loss_owes_the_trainer(name):
     """Every public one, so that a new loss cannot be forgotten."""
     check_loss(LOSSES[name])
+
+
+def test_the_equation_of_a_regression_says_squared_error():
+    terms = LossTerms({"soft": SoftTargetLoss(3.0), "logits": LogitMSELoss(weight=0.5)})
+    assert terms.equation("regression") == "1 * soft[squared error] + 0.5 * logits[mse of logits]"
+    assert terms.equation("single_label_classification") == "1 * soft[forward_kl, T=3] + 0.5 * logits[mse of logits]"
 
 
 @pytest.mark.parametrize("name", [n for n, x in LOSSES.items() if x.teacher_needs == Needs(logits=True)])

@@ -37,6 +37,11 @@ class TestTask:
         assert task.classes == ()
         assert task.labels(rows) == [1.0, 2.0]
 
+    @pytest.mark.parametrize(("outputs", "column"), [(1, "score"), (2, "label")])
+    def test_numbers_are_what_a_regression_predicts_and_names_what_a_classifier_does(self, outputs, column):
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["high", "low"], "score": [0.7, 0.1]})
+        assert Task.of(bert(num_labels=outputs), rows).label == column
+
     def test_classes_are_matched_by_name(self):
         rows = labelled({"text": ["ba", "co"]}, names=("yes", "no"))
         model = bert(id2label={0: "No", 1: "Yes"}, label2id={"No": 0, "Yes": 1})

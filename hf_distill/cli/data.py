@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from hf_distill.cli.errors import UserError
+from hf_distill.tasks import find_label_column
 
 _LOADERS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
@@ -16,7 +17,9 @@ _VALIDATION = ("validation", "valid", "dev", "val", "validation_matched")  # the
 _TEST = ("test", "test_matched")
 
 
-def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, list[str]]:
+def load_splits(
+    source: str, config: str | None = None, label_column: str | None = None
+) -> tuple[DatasetDict, list[str]]:
     """`train`, `validation` and `test` of a dataset, and what a reader must know of how they came to be.
 
     A tenth of `train` (1,000 rows at most) is held out where validation is missing, and validation is the test where
@@ -26,6 +29,7 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
         source: A name on the Hub; a csv, tsv, json, jsonl or parquet file, also with .gz; a folder that `save_to_disk`
             wrote, of such files, or of images in one folder a class.
         config: The configuration of a dataset with several.
+        label_column: The column of labels, where its name does not tell.
 
     Raises:
         UserError: If there is no such dataset, or a split is empty.
@@ -37,7 +41,7 @@ def load_splits(source: str, config: str | None = None) -> tuple[DatasetDict, li
         raise UserError(f"{source} has the splits {', '.join(splits)}, but none called train.")
     validation = next((splits[name] for name in _VALIDATION if name in splits), None)
     test = next((splits[name] for name in _TEST if name in splits), None)
-    if test is not None and _unlabelled(test):
+    if test is not None and _unlabelled(test, label_column):
         notes.append("the test split has no labels, so it is left out")
         test = None
     for name, part in (("train", splits["train"]), ("validation", validation), ("test", test)):
@@ -104,13 +108,13 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
         raise UserError(f"The dataset {source} cannot be loaded ({type(error).__name__}: {first}).") from error
 
 
-def _unlabelled(part: Dataset) -> bool:
+def _unlabelled(part: Dataset, label_column: str | None) -> bool:
     """Whether a split hides its labels behind -1, as GLUE's do."""
-    for name in ("label", "labels"):
-        if name in part.column_names and len(part):
-            values = part[:100][name]
-            return all(isinstance(value, int) and value < 0 for value in values)
-    return False
+    name = label_column or find_label_column(part)
+    if name not in part.column_names or not len(part):
+        return False
+    values = [value for row in part[:100][name] for value in (row if isinstance(row, list) else [row])]
+    return bool(values) and all(isinstance(value, int) and value < 0 for value in values)
 
 
 def _held_out(train: Dataset, name: str, notes: list[str]) -> tuple[Dataset, Dataset]:

@@ -70,7 +70,9 @@ class Job:
     @cached_property
     def data(self) -> DatasetDict:
         """The three splits."""
-        data, notes = load_splits(_required(self.flags.dataset, "--dataset"), self.flags.dataset_config)
+        data, notes = load_splits(
+            _required(self.flags.dataset, "--dataset"), self.flags.dataset_config, self.flags.label_column
+        )
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in data.items())
         self.say(f"Data: {sizes} rows" + "".join(f"; {note}" for note in notes))
         return data
@@ -78,7 +80,7 @@ class Job:
     @cached_property
     def task(self) -> Task:
         """What the teacher does with the data."""
-        columns = self.flags.input_columns.split(",") if self.flags.input_columns else None
+        columns = [name.strip() for name in self.flags.input_columns.split(",")] if self.flags.input_columns else None
         task = Task.of(self.teacher, self.data["train"], columns, self.flags.label_column)
         if task.label is None:
             raise UserError(f"No column of {self.data['train'].column_names} holds labels. Name it: --label_column.")

@@ -87,6 +87,7 @@ class Outcome:
         facts.layers = {name: pairs for each in stages.values() for name, pairs in each.layers.items()}
         facts.citations = list(dict.fromkeys(citation for each in stages.values() for citation in each.citations))
         facts.has_processor = self.made.processing_class is not None
+        facts.pair = len(job.task.inputs) == 2
         facts.title = f"{job.folder.name}: {type(self.made.student).__name__}"
         source = source_of(job.teacher.config, str(job.flags.teacher))
         facts.teachers, facts.uses_teacher = [source], True

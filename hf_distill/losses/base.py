@@ -55,6 +55,7 @@ class DistillationLoss(nn.Module):
         needs_labels: True where the loss reads hard labels.
         undefined_for: What the loss has no meaning for, with the reason and what to do instead: a kind of head, a
             problem, or `"two_classes"` (see `TRAITS`). The trainer refuses such a pair before the first step.
+        formulas: What stands in the printed equation instead of [`formula`] for some problems, such as `"regression"`.
         fit_rows: How many training rows [`fit`] is shown before the first step; 0 where nothing is learned from data.
         citation: BibTeX of the sources, entries separated by an empty line.
     """
@@ -69,6 +70,7 @@ class DistillationLoss(nn.Module):
     pools_tokens: bool = False
     needs_labels: bool = False
     undefined_for: Mapping[str, str] = MappingProxyType({})
+    formulas: Mapping[str, str] = MappingProxyType({})
     citation: str = ""
     fit_rows: int = 0
 
@@ -224,11 +226,16 @@ class LossTerms(nn.ModuleDict):
         """The weighted sum that is minimised. Shape: ()."""
         return torch.stack([self[name].weight * term for name, term in terms.items()]).sum()
 
-    def equation(self) -> str:
-        """The sum in words, with its numbers."""
+    def equation(self, problem: str | None = None) -> str:
+        """The sum in words, with its numbers.
+
+        Args:
+            problem: What the head is for ([`Head.problem`]), where a term is another one for it.
+        """
         weights = {name: loss.shown("weight") for name, loss in self.active().items()}
         shown = {name: f"({weight})" if " " in weight else weight for name, weight in weights.items()}
-        return " + ".join(f"{shown[name]} * {name}[{self[name].formula()}]" for name in shown)
+        terms = {name: loss.formulas.get(problem or "") or loss.formula() for name, loss in self.active().items()}
+        return " + ".join(f"{shown[name]} * {name}[{terms[name]}]" for name in shown)
 
     def at(self, moment: Moment) -> None:
         """Give all scheduled numbers their values of this moment."""

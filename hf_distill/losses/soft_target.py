@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor
@@ -68,6 +69,7 @@ class SoftTargetLoss(ResponseLoss):
 
     temperature: float
     by_position = reads_top_k = True
+    formulas = MappingProxyType({"regression": "squared error"})
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},

@@ -82,6 +82,7 @@ class CardFacts:
     pipeline_tag: str | None = None
     library: str = "transformers"
     has_processor: bool = True
+    pair: bool = False  # whether the student reads two texts a row
     teachers: list[Source] = field(default_factory=list)
     uses_teacher: bool = True
     start: Source | None = None
@@ -142,7 +143,7 @@ def facts_of(trainer: Any, **given: Any) -> CardFacts:
         architecture=core.__class__.__name__,
         auto_class=auto_class,
         parameters=count_parameters(trainer.model),
-        equation=losses.equation(),
+        equation=losses.equation(trainer.head.problem(None)),
         model_id=trainer.hub_model_id or UNNAMED,
         pipeline_tag=next(iter(_listed(given.get("tasks"))), PIPELINE_TAGS.get(auto_class)),
         library="peft" if core is not trainer.model else "transformers",
@@ -163,7 +164,9 @@ def facts_of(trainer: Any, **given: Any) -> CardFacts:
         arguments=changed_arguments(trainer.args),
         own_losses=trainer._own_losses is not None,
         environment=_environment(trainer.args.device),
-        **{name: given.get(name) for name in ("description", "results", "limits")},
+        description=given.get("description"),
+        results=given.get("results"),
+        limits=given.get("limits"),
     )
 
 

@@ -107,7 +107,8 @@ def _usage(facts: CardFacts) -> str:
     name, tag = facts.model_id, facts.pipeline_tag
     if tag in _CALLS and facts.has_processor:
         made = f'model = pipeline("{tag}", model="{name}")'
-        return f"from transformers import pipeline\n\n{made}\nprint(model{_CALLS[tag]})"
+        call = '({"text": "A text.", "text_pair": "Another."})' if facts.pair else _CALLS[tag]
+        return f"from transformers import pipeline\n\n{made}\nprint(model{call})"
     load = f'model = {facts.auto_class}.from_pretrained("{name}")'
     if not facts.has_processor:
         return f"from transformers import {facts.auto_class}\n\n{load}"
