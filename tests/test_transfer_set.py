@@ -1,5 +1,7 @@
 """Transfer sets, and the teacher's answers about them; the oracle is the teacher itself."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -45,10 +47,24 @@ class TestBuildTransferSet:
 
     def test_new_texts_are_made_of_the_words_of_the_task(self):
         made = build_transfer_set(self.ROWS, "text", augmented_rows=100)
-        new = [row for row in made if row["source"] not in ("task", "unlabelled")]
-        assert {row["source"] for row in new} == {"recombine", "drop_words"}
+        new = made.filter(lambda row: row["source"] not in ("task", "unlabelled"))
+        assert set(new["source"]) == {"recombine", "drop_words"}
         assert len(new) > 50
-        assert {word for row in new for word in row["text"].split()} <= {w for t in CORPUS[:30] for w in t.split()}
+        words = re.compile(r"[中文]|[^\s中文]+")  # a character each, where there are no spaces
+        assert set(words.findall(" ".join(new["text"]))) <= set(words.findall(" ".join(CORPUS[:30])))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "这部电影非常好看、但是有点太长了。演员不好、故事也无聊。",
+            "この映画はとても面白いです。でも、少し長すぎました。",
+            "ภาพยนตร์เรื่องนี้ดีมากแต่ยาวเกินไปหน่อย",
+        ],
+    )
+    def test_texts_without_spaces_are_taken_apart_too(self, text):
+        made = build_transfer_set(Dataset.from_dict({"text": [text]}), "text", augmented_rows=60)["text"][1:]
+        assert len(made) > 30  # each row stands there once
+        assert set("".join(made)) <= set(text)
 
     def test_the_seed_decides(self):
         one, same, other = (build_transfer_set(self.ROWS, "text", seed=seed)["text"] for seed in (0, 0, 1))

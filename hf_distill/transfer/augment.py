@@ -7,6 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 
 Words = list[str]
+# Scripts that put no space between words: Thai to Myanmar, Khmer, Japanese and Chinese, with their punctuation. Vowel
+# and tone marks stay with their letter.
+_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+_MARKS = "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u102b-\u103e\u17b6-\u17d3\u3099\u309a"
+_WORD = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
 _CLAUSE_END = re.compile(r"[,;:.!?\u2026\u3001\u3002\uff0c\uff1b\uff01\uff1f]$")
 
 
@@ -81,6 +86,24 @@ def clauses(words: Words, draw: random.Random) -> list[Words]:
         cut = draw.randint(len(words) // 3, 2 * len(words) // 3)
         parts = [words[:cut], words[cut:]]
     return parts
+
+
+def words_of(text: str) -> Words:
+    """The words of a text; the characters, where words have no spaces between them.
+
+    >>> words_of("a fine film"), words_of("好电影, fine")
+    (['a', 'fine', 'film'], ['好', '电', '影', ',', 'fine'])
+    """
+    return _WORD.findall(text)
+
+
+def text_of(words: Words) -> str:
+    """The text that words make, without spaces where there are none.
+
+    >>> text_of(["a", "film"]), text_of(["好", "电", "影", "fine"])
+    ('a film', '好电影 fine')
+    """
+    return re.sub(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED},.;:!?)])", "", " ".join(words))
 
 
 AUGMENTATIONS: dict[str, Callable[[Sequence[Words], int, int], list[Words]]] = {

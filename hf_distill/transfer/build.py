@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from hf_distill.transfer.augment import AUGMENTATIONS, Words
+from hf_distill.transfer.augment import AUGMENTATIONS, Words, text_of, words_of
 from hf_distill.transfer.replace import neighbour_words, replace_words, word_table
 
 ROWS_EACH, MOST_ROWS = 15, 120_000  # new rows, for each of the task's and in all
@@ -191,7 +191,7 @@ def _augmented(
         share = number // len(augment) + (k < number % len(augment))
         sides, origins = [], []
         for side in range(len(task[0])):
-            words = _Drawn(row[side].split() if isinstance(row[side], str) else list(row[side]) for row in task)
+            words = _Drawn(words_of(row[side]) if isinstance(row[side], str) else list(row[side]) for row in task)
             sides.append([_joined(made, task[0][side]) for made in make(words, share, seed + side)])
             origins.append(words.drawn)
         rows = [tuple(row) for row in zip(*sides, strict=True)]
@@ -222,7 +222,7 @@ def _one_side(
 
 
 def _joined(words: Words, like: Any) -> Any:
-    return " ".join(words) if isinstance(like, str) else words
+    return text_of(words) if isinstance(like, str) else words
 
 
 def _key(row: Sequence[Any]) -> tuple[Any, ...]:
