@@ -58,9 +58,17 @@ def tfidf(texts: Sequence[str], labels: np.ndarray, test: Sequence[str]) -> Coun
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    model = make_pipeline(words, LogisticRegression(C=30.0, max_iter=1000))
-    model.fit(texts, labels)
+    spaced = sum(len(text.split()) for text in texts) > sum(map(len, texts)) / 15
+    kinds: list[dict[str, Any]] = [{"ngram_range": (1, 2), "min_df": 2}] if spaced else []
+    kinds.append({"analyzer": "char", "ngram_range": (1, 3)})  # of texts without spaces, or whose words all differ
+    for kind in kinds:
+        model = make_pipeline(TfidfVectorizer(sublinear_tf=True, **kind), LogisticRegression(C=30.0, max_iter=1000))
+        try:
+            model.fit(texts, labels)
+            break
+        except ValueError:  # no word stands in two texts
+            if kind is kinds[-1]:
+                raise
     return model.predict(test), int(model[-1].coef_.size)
 
 

@@ -103,6 +103,11 @@ class Head:
     problem_type: str | None = None
     stack: Literal["encoder", "decoder"] = "encoder"
 
+    @property
+    def has_named_outputs(self) -> bool:
+        """Whether its outputs are matched by their names; the single number of a regression has none to match."""
+        return self.problem_type != "regression" or self.num_labels > 1
+
     def problem(self, labels: Tensor | None) -> str:
         """`config.problem_type` with Transformers' own rule where it is unset."""
         if self.kind != "rows":

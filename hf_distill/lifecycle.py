@@ -92,6 +92,8 @@ class TrainerOfLosses(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         best: Any = self.state.best_model_checkpoint
+        if not os.path.isdir(best):  # gone: Trainer has said so, and keeps the last
+            return
         load_losses(self.losses, best)
         restore_teacher(self.teacher, best)
 

@@ -44,7 +44,7 @@ def align(
     if teacher_head is not None:
         head = agree_on_task(head, teacher_head)
     order = None
-    if has_label_names(student) and head.problem_type != "regression":
+    if has_label_names(student) and head.has_named_outputs:
         order = class_order(config.id2label, teacher.config.id2label)
     ours = _text_or_image(ours)
     follows = isinstance(teacher, EMATeacher)
@@ -96,7 +96,7 @@ def align_answers(
         if getattr(member, "config", None) is None:
             continue
         head = agree_on_task(head, member.head) if hasattr(member, "head") else head
-        if has_label_names(student) and head.problem_type != "regression":
+        if has_label_names(student) and head.has_named_outputs:
             order = class_order(core_model(student).config.id2label, member.config.id2label)
     return head, Alignment(order)
 

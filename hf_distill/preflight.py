@@ -85,8 +85,9 @@ def dry_run(trainer: DistillationTrainer, student: nn.Module) -> None:
             return
         batch = Batch.from_inputs(inputs, trainer.head)
         _refuse_other_labels(student, trainer.head, batch)
+        trainer.settle(batch)
         if trains:
-            _refuse_missing_labels(losses, batch, trainer.head)
+            refuse_missing_labels(losses, batch, trainer.head)
         # All hidden states: which ones the losses read is known only once they have seen how many there are.
         needs = (needs | Needs(logits=True)).of_every_layer()
         trainer.heads_off = trainer.removable_heads = heads = removable_heads(trainer, student, inputs)
@@ -182,7 +183,12 @@ def removable_heads(trainer: DistillationTrainer, student: nn.Module, inputs: di
     return OutputHeads(ours, find_output_head(teacher.model, ids))
 
 
-def _refuse_missing_labels(losses: LossTerms, batch: Batch, head: Head) -> None:
+def refuse_missing_labels(losses: LossTerms, batch: Batch, head: Head) -> None:
+    """Refuse training rows without the labels that a loss reads.
+
+    Raises:
+        ValueError: Naming the loss.
+    """
     names, column = losses.needing_labels(), "start_positions or end_positions" if head.kind == "span" else "labels"
     if names and batch.labels is None:
         raise ValueError(

@@ -22,7 +22,7 @@ from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, 
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
 from hf_distill.packing import run_on_real_tokens
 from hf_distill.pairing import align, align_answers
-from hf_distill.preflight import dry_run, student_completions
+from hf_distill.preflight import dry_run, refuse_missing_labels, student_completions
 from hf_distill.recording import recording
 from hf_distill.refusals import (
     choose_losses,
@@ -36,6 +36,7 @@ from hf_distill.schedules import Moment
 from hf_distill.teachers import (
     TEACHER_LOGITS,
     EMATeacher,
+    EnsembleTeacher,
     Teacher,
     TeacherAnswersCollator,
     is_no_input,
@@ -165,8 +166,8 @@ class DistillationTrainer(TrainerOfLosses):
         training = model.training
         logits_unread = self._loss_only or (training and not return_outputs)
         self.heads_off = self.removable_heads if logits_unread else OutputHeads()
-        teacher = self._ask_teacher(inputs, self.losses.teacher_needs, required=training)
         batch = self._batch(inputs, training)
+        teacher = self._ask_teacher(inputs, self.losses.teacher_needs, required=training)
         outputs, terms, loss = self._student_step(model, inputs, teacher, batch, num_items_in_batch)
         self._remember(terms, batch, training)
         if training or (loss is None and terms):
@@ -242,15 +243,24 @@ class DistillationTrainer(TrainerOfLosses):
         """Labels and masks, with the window's counts in training and without other processes' copies in evaluation."""
         batch = Batch.from_inputs(inputs, self.head)
         if self.head.kind == "rows" and batch.labels is not None:
-            if self.head.problem_type is None:
-                self.head = replace(self.head, problem_type=batch.problem)
+            self.settle(batch)
             config = core_model(self.model).config
             if getattr(config, "problem_type", None) is None and has_label_names(self.model):
                 # As Transformers' own heads do, for whoever loads the student: `pipeline` looks here for its scores.
                 config.problem_type = batch.problem
         if not training:
             return batch.first_rows(self._real_rows(batch.rows))
+        refuse_missing_labels(self.losses, batch, self.head)  # of a stream the first rows are seen here
         return batch if self._window_counts is None else batch.with_counts(self._window_counts)
+
+    def settle(self, batch: Batch) -> None:
+        """Take the kind of problem from the labels, where no config says it: for the losses and for an ensemble."""
+        if self.head.kind != "rows" or self.head.problem_type is not None or batch.labels is None:
+            return
+        self.losses.refuse_undefined(self.head, batch.problem)
+        self.head = replace(self.head, problem_type=batch.problem)
+        if isinstance(self.teacher, EnsembleTeacher):
+            self.teacher.settle(batch.problem)
 
     # ---- What each model sees ----
 
@@ -314,9 +324,13 @@ class DistillationTrainer(TrainerOfLosses):
         dry_run(self, self.model)
         attach_losses(self.model, self.losses)
 
+    def fit_losses(self) -> None:
+        """Show training rows to the losses that learn from them before the first step and have not."""
+        fit_losses(self)
+
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._train_terms, self._windows_to_log = TermLog(), 0  # of a run before, what it did not log
-        fit_losses(self)  # here a new student has been made, and a checkpoint loaded
+        self.fit_losses()  # here a new student has been made, and a checkpoint loaded
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:

@@ -133,6 +133,20 @@ def test_teachers_of_another_question_are_refused(ours, theirs, message, make_tr
         make_trainer(tiny_task(ours), teacher_model=tiny_task(theirs).teacher)
 
 
+def test_numbers_with_names_are_matched_by_them(make_trainer):
+    """Two numbers to predict, which the teacher gives in the other order."""
+    task = tiny_task("multi_label")
+    number = task.student.config.num_labels
+    for model, names in ((task.student, "abcdefgh"[:number]), (task.teacher, "abcdefgh"[:number][::-1])):
+        model.config.problem_type, model.config.id2label = "regression", dict(enumerate(names))
+    trainer = make_trainer(task)
+    batch = task.collate(task.rows[:4])
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with torch.no_grad():
+        expected = task.teacher(**inputs).logits.flip(-1)
+    torch.testing.assert_close(trainer._ask_teacher(batch, trainer.losses.teacher_needs, True).logits, expected)
+
+
 def test_a_stated_problem_type_is_compared(make_trainer):
     task = tiny_task("multi_label")
     task.teacher.config.problem_type = "single_label_classification"

@@ -229,12 +229,17 @@ class TestLoadSplits:
 
     @pytest.mark.parametrize(
         ("name", "given", "hidden"),
-        [("tags", None, [[-1, -1]] * 4), ("target", None, [-1] * 4), ("mood", "mood", [-1] * 4)],
-    )
+        [
+            ("tags", None, [[-1, -1]] * 4), ("target", None, [-1] * 4), ("mood", "mood", [-1] * 4),
+            ("label", None, [None] * 4), ("label", None, None),
+        ],
+    )  # fmt: skip
     def test_hidden_labels_are_seen_in_whatever_column(self, tmp_path, name, given, hidden):
         labels = [[0, 1]] * 8 if name == "tags" else [0, 1] * 4
-        parts = {"train": labels * 3, "validation": labels, "test": hidden}
+        parts = {"train": labels * 3, "validation": labels, "test": hidden or []}
         data = {split: Dataset.from_dict({"text": CORPUS[: len(part)], name: part}) for split, part in parts.items()}
+        if hidden is None:
+            data["test"] = Dataset.from_dict({"text": CORPUS[:4]})
         DatasetDict(data).save_to_disk(tmp_path / "data")
         assert len(load_splits(str(tmp_path / "data"), label_column=given)[0]["test"]) == 8
 

@@ -35,6 +35,19 @@ def test_the_mean_of_probabilities():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("combined", [{"combine": "probabilities"}, {"weights": "confidence"}])
+def test_several_labels_a_row_are_told_from_the_labels_too(combined, make_trainer):
+    """As where both configs say so."""
+    found = []
+    for problem in ("multi_label_classification", None):
+        task, (first, second) = tiny_task("multi_label"), teachers("multi_label")
+        for model in (task.student, first, second):
+            model.config.problem_type = problem
+        trainer = make_trainer(task, teacher_model=EnsembleTeacher([first, second], **combined))
+        found.append(trainer._ask_teacher(task.collate(task.rows[:4]), trainer.losses.teacher_needs, True).logits)
+    torch.testing.assert_close(*found)
+
+
 def test_the_mean_of_logits():
     weights = [0.2, 0.0, 0.8]
     expected = np.tensordot(weights, LOGITS, 1)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import ResNetConfig, ResNetForImageClassification, default_data_collator
 
-from hf_distill.losses import HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import HardLabelLoss, HiddenStateLoss, LELPLoss, SoftTargetLoss
 from hf_distill.reports.gradients import gradient_shares
 from hf_distill.testing import tiny_task
 
@@ -52,6 +53,26 @@ def test_nothing_is_changed(make_trainer):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in task.student.parameters())
     assert all(torch.equal(v, before[k]) for k, v in task.student.state_dict().items())
+
+
+def test_running_means_stay_as_they_are(make_trainer):
+    task = tiny_task("image")
+    torch.manual_seed(0)
+    config = ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    rows = [{"pixel_values": torch.randn(1, 16, 16) + 2, "labels": k % 2} for k in range(8)]
+    models = {name: ResNetForImageClassification(config) for name in ("model", "teacher_model")}
+    trainer = make_trainer(task, **models, train_dataset=rows, data_collator=default_data_collator)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    gradient_shares(trainer)
+    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_loss_that_learns_from_rows_has_learned(make_trainer):
+    """So its share is that with which training starts."""
+    task = tiny_task("single_label")
+    trainer = make_trainer(task, losses={"lelp": LELPLoss(fit_rows=16), "hard": HardLabelLoss()})
+    gradient_shares(trainer)
+    assert trainer.losses["lelp"].directions.norm() > 0
 
 
 def test_without_training_data_there_is_nothing_to_measure(make_trainer):

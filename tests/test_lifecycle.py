@@ -153,6 +153,21 @@ def test_the_best_model_comes_back_with_its_projections(make_trainer):
     assert trainer.evaluate()["eval_distillation_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
 
+def test_a_best_checkpoint_that_is_gone_does_not_end_a_finished_run(make_trainer):
+    """Trainer warns and keeps the last; so does this, projections too."""
+
+    class Removed(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    trainer = make_trainer(
+        tiny_task("single_label"), **PROJECTED, eval_dataset=tiny_task("single_label").rows[:12], max_steps=2,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        callbacks=[Removed()],
+    )  # fmt: skip
+    assert trainer.train().global_step == 2
+
+
 def test_model_init_starts_student_and_projections_afresh(make_trainer):
     task = tiny_task("single_label")
     fresh = copy.deepcopy(task.student)

@@ -110,6 +110,17 @@ def test_label_smoothing_of_a_regression(make_trainer):
         make_trainer(tiny_task("regression"), label_smoothing_factor=0.1)
 
 
+def test_label_smoothing_of_several_labels_a_row(make_trainer):
+    with pytest.raises(ValueError, match="each is a question of its own"):
+        make_trainer(tiny_task("multi_label"), label_smoothing_factor=0.1)
+
+
+def test_one_loss_under_two_names(make_trainer):
+    loss = SoftTargetLoss()
+    with pytest.raises(ValueError, match="Every name needs a loss object of its own"):
+        make_trainer(tiny_task("single_label"), losses={"a": loss, "b": loss})
+
+
 def test_layers_that_do_not_exist(make_trainer):
     with pytest.raises(ValueError, match="the student has 2 layers"):
         make_trainer(tiny_task("token"), hidden_state_weight=1.0, layer_mapping={5: 1})

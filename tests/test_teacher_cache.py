@@ -173,6 +173,19 @@ def test_another_precision_has_a_cache_of_its_own(make_trainer, tmp_path, capsys
     assert "reduced precision changes the answers by" in capsys.readouterr().out
 
 
+def test_padding_that_nothing_tells_is_refused_before_the_teacher_is_asked(make_trainer, tmp_path, capsys):
+    task = tiny_task("single_label")
+    rows = [{key: value for key, value in row.items() if key != "attention_mask"} for row in task.rows]
+
+    def collate(some):
+        return {key: value for key, value in task.collate(some).items() if key != "attention_mask"}
+
+    trainer = make_trainer(task, train_dataset=rows, data_collator=collate, teacher_cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="no attention_mask says where"):
+        trainer.train()
+    assert "Asking the teacher" not in capsys.readouterr().err
+
+
 def test_dynamic_masking_is_refused(make_trainer, tmp_path):
     from test_teachers import _words
 

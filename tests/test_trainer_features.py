@@ -9,7 +9,7 @@ from parity import different_tensors
 from transformers import Trainer, TrainingArguments
 
 import hf_distill
-from hf_distill.losses import SoftTargetLoss
+from hf_distill.losses import DISTLoss, SoftTargetLoss
 from hf_distill.testing import tiny_task
 
 
@@ -199,6 +199,18 @@ def test_any_data_that_trainer_reads_builds_the_losses_on_layers(kind, weights, 
     same.train()
     assert different_tensors(task.student.state_dict(), plain.student.state_dict()) == []
     assert different_tensors(task.student.state_dict(), tiny_task("single_label").student.state_dict())
+
+
+def test_the_first_rows_of_a_stream_are_checked_when_they_come(make_trainer):
+    task = tiny_task("single_label")
+    rows = [{key: value for key, value in row.items() if key != "labels"} for row in task.rows]
+    with pytest.raises(ValueError, match="the training data has no column labels"):
+        make_trainer(task, train_dataset=Once(rows), max_steps=1).train()
+    task = tiny_task("multi_label")
+    task.student.config.problem_type = task.teacher.config.problem_type = None
+    trainer = make_trainer(task, train_dataset=Once(task.rows), losses={"dist": DISTLoss()}, max_steps=1)
+    with pytest.raises(ValueError, match="not defined for this task"):
+        trainer.train()
 
 
 def test_a_stream_of_images_cannot_be_looked_at_beforehand(make_trainer):

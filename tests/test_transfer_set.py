@@ -12,6 +12,7 @@ from test_vocabulary import CORPUS, original, trimmed
 from hf_distill.activations import Needs
 from hf_distill.tasks import Task
 from hf_distill.transfer import JudgedRows, build_transfer_set, judge
+from hf_distill.transfer.augment import text_of, words_of
 from hf_distill.transfer.places import places, same_characters
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
@@ -58,13 +59,37 @@ class TestBuildTransferSet:
         [
             "这部电影非常好看、但是有点太长了。演员不好、故事也无聊。",
             "この映画はとても面白いです。でも、少し長すぎました。",
-            "ภาพยนตร์เรื่องนี้ดีมากแต่ยาวเกินไปหน่อย",
+            "ภาพยนตร์เรื่องนี้ดีมาก แต่ยาวเกินไปหน่อย",
         ],
     )
     def test_texts_without_spaces_are_taken_apart_too(self, text):
         made = build_transfer_set(Dataset.from_dict({"text": [text]}), "text", augmented_rows=60)["text"][1:]
         assert len(made) > 30  # each row stands there once
         assert set("".join(made)) <= set(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "ร้านนี้ดีมากค่ะ แต่ราคา 3.5 บาท",
+            "USB接口坏了,换了3个",
+            '他说"好"。(好)',
+            "𠮷野家で食べた",
+            "東京 大阪 Tōkyō!",
+            "a (fine) film",
+        ],
+    )
+    def test_a_text_that_is_taken_apart_and_put_together_is_the_same(self, text):
+        assert text_of(words_of(text)) == text
+
+    def test_short_texts_make_as_many_rows_as_long_ones_where_they_can(self, capsys):
+        rows = Dataset.from_dict({"text": [f"{a} {b} {c}" for a in "abcd" for b in "efgh" for c in "ijkl"]})
+        made = build_transfer_set(rows, "text", augmented_rows=300)
+        assert len(made) > 64 + 270
+        assert not capsys.readouterr().out
+
+    def test_it_is_told_where_there_are_no_more(self, capsys):
+        assert len(build_transfer_set(Dataset.from_dict({"text": ["a"]}), "text", augmented_rows=90)) == 3
+        assert "2 new rows of the 90 asked for" in capsys.readouterr().out
 
     def test_the_seed_decides(self):
         one, same, other = (build_transfer_set(self.ROWS, "text", seed=seed)["text"] for seed in (0, 0, 1))

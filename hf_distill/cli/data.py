@@ -41,7 +41,8 @@ def load_splits(
         raise UserError(f"{source} has the splits {', '.join(splits)}, but none called train.")
     validation = next((splits[name] for name in _VALIDATION if name in splits), None)
     test = next((splits[name] for name in _TEST if name in splits), None)
-    if test is not None and _unlabelled(test, label_column):
+    label = label_column or find_label_column(splits["train"])
+    if test is not None and _unlabelled(test, label):
         notes.append("the test split has no labels, so it is left out")
         test = None
     for name, part in (("train", splits["train"]), ("validation", validation), ("test", test)):
@@ -108,13 +109,14 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
         raise UserError(f"The dataset {source} cannot be loaded ({type(error).__name__}: {first}).") from error
 
 
-def _unlabelled(part: Dataset, label_column: str | None) -> bool:
-    """Whether a split hides its labels behind -1, as GLUE's do."""
-    name = label_column or find_label_column(part)
-    if name not in part.column_names or not len(part):
+def _unlabelled(part: Dataset, label: str | None) -> bool:
+    """Whether a split has no labels, or hides them behind None or -1, as GLUE's do."""
+    if label is None or not len(part):
         return False
-    values = [value for row in part[:100][name] for value in (row if isinstance(row, list) else [row])]
-    return bool(values) and all(isinstance(value, int) and value < 0 for value in values)
+    if label not in part.column_names:
+        return True
+    values = [value for row in part[:100][label] for value in (row if isinstance(row, list) else [row])]
+    return all(value is None or (isinstance(value, int) and value < 0) for value in values)
 
 
 def _held_out(train: Dataset, name: str, notes: list[str]) -> tuple[Dataset, Dataset]:

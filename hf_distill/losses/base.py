@@ -156,6 +156,11 @@ class LossTerms(nn.ModuleDict):
                     f"Losses are named by Python identifiers other than {sorted(_RESERVED)}, since the name becomes "
                     f"the log key '<name>_loss'; got {name!r}."
                 )
+        if len({id(loss) for loss in losses.values()}) < len(losses):
+            raise ValueError(
+                f"Every name needs a loss object of its own, but one stands under several of {list(losses)}. Make "
+                "another with the same settings."
+            )
         if not any(loss.is_active for loss in losses.values()):
             weights = {name: loss.weight for name, loss in losses.items()}
             raise ValueError(f"At least one loss needs a weight above 0, got {weights}.")

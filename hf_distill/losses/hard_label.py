@@ -40,10 +40,11 @@ class HardLabelLoss(DistillationLoss):
         self.label_smoothing = label_smoothing
         if label_smoothing:
             reason = (
-                "label smoothing spreads a target over classes; a regression has none, and those of a span are its "
-                "tokens, padding too. Set label_smoothing_factor=0"
+                "label smoothing spreads a target over classes, one of which is right; a regression has none, of "
+                "several labels each is a question of its own, and those of a span are its tokens, padding too. Set "
+                "label_smoothing_factor=0"
             )
-            self.undefined_for = {"regression": reason, "span": reason}
+            self.undefined_for = {"regression": reason, "multi_label_classification": reason, "span": reason}
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         logits = at_least_fp32(batch.select(student.logits, over="labels"))  # (N, V), or (N,)

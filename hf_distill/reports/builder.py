@@ -170,9 +170,11 @@ def _require_names(
 def _users_metrics(compute_metrics: ComputeMetrics, logits: Any, labels: Any) -> dict[str, float]:
     from transformers import EvalPrediction
 
-    as_array = [torch.as_tensor(values).detach().cpu().numpy() for values in (logits, labels)]
+    tensors = [torch.as_tensor(values).detach().cpu() for values in (logits, labels)]
+    as_array = [(each.float() if each.dtype == torch.bfloat16 else each).numpy() for each in tensors]
     found = compute_metrics(EvalPrediction(predictions=as_array[0], label_ids=as_array[1]))
-    return {name.removeprefix("eval_"): float(value) for name, value in found.items()}
+    numbers = {name: value for name, value in found.items() if value is not None}
+    return {name.removeprefix("eval_"): float(value) for name, value in numbers.items()}
 
 
 def _layer_similarity(layers: LayerProposal | None) -> LayerSimilarity | None:

@@ -33,8 +33,9 @@ class GradientShare:
 def gradient_shares(trainer: DistillationTrainer, batches: int = 2) -> dict[str, GradientShare]:
     """Measure every term's gradient on the first training batches, with the weights of this moment.
 
-    A term with a share of 0.99 leaves the others nothing to say: lower its weight. Nothing is changed: no step is
-    taken, random states and gradients stay as they are. In one process only.
+    A term with a share of 0.99 leaves the others nothing to say: lower its weight. No step is taken;
+    random states, gradients and buffers stay as they are. A loss that learns from rows before the first step learns
+    now. In one process only.
 
     Args:
         trainer: Ready to train.
@@ -49,6 +50,8 @@ def gradient_shares(trainer: DistillationTrainer, batches: int = 2) -> dict[str,
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     norms: dict[str, list[Tensor]] = {}
     cosines: dict[str, list[Tensor]] = {}
+    trainer.fit_losses()
+    buffers = [(buffer, buffer.clone()) for buffer in student.buffers()]  # running means
     was_training, counts, heads_off = student.training, trainer._window_counts, trainer.heads_off
     trainer._window_counts = None  # each batch is a window of its own
     trainer.heads_off = replace(heads_off, student=None, teacher=None)  # these know the gradient of the sum alone
@@ -63,6 +66,8 @@ def gradient_shares(trainer: DistillationTrainer, batches: int = 2) -> dict[str,
                     cosines.setdefault(name, []).append(torch.cosine_similarity(gradient, whole, dim=0))
     finally:
         student.train(was_training)
+        for buffer, before in buffers:
+            buffer.copy_(before)
         trainer._window_counts, trainer.heads_off = counts, heads_off
     means = {name: float(torch.stack(values).mean()) for name, values in norms.items()}
     total = sum(means.values()) or 1.0

@@ -70,7 +70,9 @@ class EnsembleTeacher:
         ]
         first = self.members[0]
         self.config: Any = first.config
-        self.head = first.head
+        self.head: Head = first.head
+        for member in self.members[1:]:
+            self.head = agree_on_task(self.head, member.head)
         self.name = " + ".join(member.name for member in self.members)
         self.input_names = set().union(*(member.input_names for member in self.members))
         self.weights, self.combine = _checked(weights, len(self.members)), combine
@@ -87,6 +89,10 @@ class EnsembleTeacher:
         """Make room on the accelerator until the next question."""
         for member in self.members:
             member.release()
+
+    def settle(self, problem: str) -> None:
+        """Learn from the labels what kind of problem it is, where no config says so."""
+        self.head = replace(self.head, problem_type=problem)
 
     def use_eager_attention(self) -> None:
         """Make the first teacher return its attention maps."""
@@ -172,6 +178,6 @@ def _align(first: OnlineTeacher, other: OnlineTeacher) -> Alignment:
     order = None
     ours: Any = first.config
     theirs: Any = other.config
-    if has_label_names(first.model) and head.problem_type != "regression":
+    if has_label_names(first.model) and head.has_named_outputs:
         order = class_order(ours.id2label, theirs.id2label)
     return Alignment(order)

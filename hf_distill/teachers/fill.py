@@ -185,12 +185,20 @@ class Filler:
     def _require_fixed_rows(self, dataset: Any) -> None:
         some = np.unique(np.linspace(0, len(dataset) - 1, num=min(8, len(dataset)), dtype=int)).tolist()
         first, *others = (self.cache.keys(self._batch(fetch(dataset, some))) for _ in range(3))
+        alone = np.concatenate([self.cache.keys(self._batch(fetch(dataset, [row]))) for row in some])
         changed = int(max((first != other).any(1).sum() for other in others))
         if changed:
             raise ValueError(
                 f"{changed} of {len(some)} rows are different each time they are read (augmentation in the dataset, "
                 "or dynamic masking in the collator), so there is nothing to keep. Make the change once, with "
                 "dataset.map, and use a collator that leaves rows as they are; or leave out teacher_cache_dir."
+            )
+        if (first != alone).any():
+            count = int((first != alone).any(1).sum())
+            raise ValueError(
+                f"{count} of {len(some)} rows are not the same to the teacher in a batch as "
+                "alone: they are padded, and no attention_mask says where. Let the collator return one, or pad all "
+                "rows to one length; or leave out teacher_cache_dir."
             )
 
     def _padding_matters(self, dataset: Any, batches: list[list[int]]) -> bool:

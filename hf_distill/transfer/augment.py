@@ -7,11 +7,17 @@ import re
 from collections.abc import Callable, Sequence
 
 Words = list[str]
-# Scripts that put no space between words: Thai to Myanmar, Khmer, Japanese and Chinese, with their punctuation. Vowel
-# and tone marks stay with their letter.
-_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
-_MARKS = "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u102b-\u103e\u17b6-\u17d3\u3099\u309a"
-_WORD = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
+# Scripts that put no space between words: Japanese and Chinese, with their punctuation, and Thai to Myanmar and Khmer,
+# which put one between phrases. Vowels and marks stay with their letter.
+_IDEOGRAPHS = "\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003134f"
+_UNSPACED = _IDEOGRAPHS + "\u0e00-\u109f\u1780-\u17ff"
+_LEADING = "\u0e40-\u0e44\u0ec0-\u0ec4"
+_MARKS = (
+    "\u0e30-\u0e3a\u0e45\u0e47-\u0e4e\u0eb0-\u0ebc\u0ec8-\u0ecd\u0f71-\u0f84\u0f90-\u0fbc\u102b-\u103e\u1056-\u1059"
+    "\u17b4-\u17d3\u3099\u309a"
+)
+_WORD = re.compile(f"[{_LEADING}]?[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
+_JOINED = "\u2060"  # stands before a word that has no space before it
 _CLAUSE_END = re.compile(r"[,;:.!?\u2026\u3001\u3002\uff0c\uff1b\uff01\uff1f]$")
 
 
@@ -89,21 +95,27 @@ def clauses(words: Words, draw: random.Random) -> list[Words]:
 
 
 def words_of(text: str) -> Words:
-    """The words of a text; the characters, where words have no spaces between them.
+    """The words of a text; the characters, where words have no spaces between them, marked as joined ([`text_of`]).
 
-    >>> words_of("a fine film"), words_of("好电影, fine")
-    (['a', 'fine', 'film'], ['好', '电', '影', ',', 'fine'])
+    >>> words_of("a fine film"), len(words_of("好电影, fine"))
+    (['a', 'fine', 'film'], 5)
     """
-    return _WORD.findall(text)
+    found: Words = []
+    for match in _WORD.finditer(text):
+        start = match.start()
+        apart = not re.match(f"[{_IDEOGRAPHS}]", match[0]) if start == 0 else text[start - 1].isspace()
+        found.append(match[0] if apart else _JOINED + match[0])
+    return found
 
 
 def text_of(words: Words) -> str:
-    """The text that words make, without spaces where there are none.
+    """The text that words make, without spaces where there were none.
 
-    >>> text_of(["a", "film"]), text_of(["好", "电", "影", "fine"])
-    ('a film', '好电影 fine')
+    >>> text_of(words_of("好电影, fine")[2:] + words_of("a film"))
+    '影, fine a film'
     """
-    return re.sub(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED},.;:!?)])", "", " ".join(words))
+    text = re.sub(f"(?<=[{_UNSPACED}{_MARKS}]) {_JOINED}| {_JOINED}(?=[{_UNSPACED}])", "", " ".join(words))
+    return text.replace(_JOINED, "")
 
 
 AUGMENTATIONS: dict[str, Callable[[Sequence[Words], int, int], list[Words]]] = {

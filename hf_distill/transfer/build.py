@@ -14,6 +14,7 @@ from hf_distill.transfer.augment import AUGMENTATIONS, Words, text_of, words_of
 from hf_distill.transfer.replace import neighbour_words, replace_words, word_table
 
 ROWS_EACH, MOST_ROWS = 15, 120_000  # new rows, for each of the task's and in all
+ATTEMPTS = 4  # to make as many rows as asked for, where short texts come out alike
 SOURCE = "source"  # the column that tells where a row is from
 
 
@@ -85,22 +86,24 @@ def build_transfer_set(
     _require_texts("unlabelled", more, task[0][0], columns)
     _require_texts("exclude", held_out, task[0][0], columns)
     number = min(ROWS_EACH * len(task), MOST_ROWS) if augmented_rows is None else augmented_rows
-    made = _augmented(task, {name: makers[name] for name in augment}, number, seed)
-    seen = {_key(row) for row in held_out}
-    rows: list[tuple[Any, ...]] = []
-    sources: list[str] = []
-    for source, some in (("task", task), ("unlabelled", more), *made):
-        for row in some:
-            key = _key(row)
-            if key not in seen and any(row):
-                seen.add(key)
-                rows.append(row)
-                sources.append(source)
-    content: dict[str, Any] = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+    rows = _Distinct(held_out)
+    rows.add("task", task)
+    rows.add("unlabelled", more)
+    lacking, chosen = number, {name: makers[name] for name in augment}
+    for attempt in range(ATTEMPTS):
+        for source, some in _augmented(task, chosen, lacking, seed + 1000 * attempt):
+            lacking -= rows.add(source, some)
+        if lacking <= number // 10:
+            break
+    else:
+        print(
+            f"Transfer set: {number - lacking:,} new rows of the {number:,} asked for, since these texts make no more"
+        )
+    content: dict[str, Any] = {name: [row[i] for row in rows.rows] for i, name in enumerate(columns)}
     text = List(Value("string")) if task and not isinstance(task[0][0], str) else Value("string")
     where = SOURCE if SOURCE not in columns else f"transfer_{SOURCE}"
     features = Features({**dict.fromkeys(columns, text), where: Value("string")})
-    return Dataset.from_dict({**content, where: sources}, features)
+    return Dataset.from_dict({**content, where: rows.sources}, features)
 
 
 def _check(dataset: Dataset, columns: Sequence[str], augment: Sequence[str], makers: Mapping[str, Any]) -> None:
@@ -201,6 +204,26 @@ def _augmented(
                               draw.random() < 0.5) for k, row in enumerate(rows)]  # fmt: skip
         parts.append((name, rows))
     return parts
+
+
+class _Distinct:
+    """Rows with where they are from, each of them once."""
+
+    def __init__(self, excluded: Iterable[tuple[Any, ...]]) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.sources: list[str] = []
+        self._seen = {_key(row) for row in excluded}
+
+    def add(self, source: str, some: Iterable[tuple[Any, ...]]) -> int:
+        """Add those that are not there yet and not empty; how many they are."""
+        before = len(self.rows)
+        for row in some:
+            key = _key(row)
+            if key not in self._seen and any(row):
+                self._seen.add(key)
+                self.rows.append(row)
+                self.sources.append(source)
+        return len(self.rows) - before
 
 
 class _Drawn(list[Words]):

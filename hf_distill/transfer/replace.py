@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
+from hf_distill.transfer.augment import Words, text_of
 from hf_distill.writing import whole_files
 
-Words = list[str]
 Slot = tuple[int, int]  # a text, a word of it
 _PARTS = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)  # a word between its punctuation
 
@@ -253,4 +253,4 @@ def _likeliest(
 
 def _masked(words: Words, place: int, mask: str) -> str:
     before, _, after = _parts(words[place])
-    return " ".join([*words[:place], before + mask + after, *words[place + 1 :]])
+    return text_of([*words[:place], before + mask + after, *words[place + 1 :]])
