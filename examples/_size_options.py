@@ -30,7 +30,7 @@ class Sizes:
     `hf_distill.recipes`.
     """
 
-    teacher: str = option("out/movie_sentences/teacher", "Folder or name of a fine-tuned classifier.")
+    teacher: str = option("out/teacher", "Folder or name of a fine-tuned classifier.")
     output_dir: str = option("out/sizes", "Where students, table and figure go.")
     compressions: str = option("10,30,100", "How many times smaller, separated by commas.")
     seeds: int = option(1, "How many times each is trained.")

@@ -375,6 +375,11 @@ class TestCompress:
         with pytest.raises(ValueError, match=message):
             make(tmp_path, **given)
 
+    def test_several_gpus_are_refused_before_the_teacher_is_asked(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(hf.TrainingArguments, "n_gpu", 2)
+        with pytest.raises(ValueError, match=r"1 processes and 2 GPUs.*CUDA_VISIBLE_DEVICES=0"):
+            make(tmp_path)
+
     @pytest.mark.parametrize("name", ["start", "transfer"])
     def test_files_of_others_stay(self, tmp_path, name):
         (tmp_path / name).mkdir()

@@ -60,13 +60,13 @@ def load_splits(
 
 
 def load_unlabelled(source: str) -> Dataset | list[str]:
-    """More rows to learn from: all splits of a dataset file or folder, or the lines of a text file.
+    """More rows to learn from: all splits of a dataset (a name, file or folder), or the lines of a text file.
 
     Raises:
         UserError: If it cannot be read.
     """
     path = Path(source)
-    if _kind(path) in _LOADERS or path.is_dir():
+    if _kind(path) in _LOADERS or path.is_dir() or not (path.suffix or path.exists()):  # the last is a name
         found = load_as_is(source)
         return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hf_distill.recipes import STAGES, Stage
 from hf_distill.training_args import LOSS_FIELDS, DistillationTrainingArguments
 
 COMMANDS = ("run", "check", "student", "cache", "report", "export")
+# Fields of the trainer's arguments that the recipe decides, or that would act on each of its stages.
+_DECIDED = re.compile("(teacher|student|eval|hub|push)_.*|do_.*|(greater|load|metric|resume)_(is|best|for|from)_.*")
 # Settings of the losses that the recipe's stages have too.
 _OF_STAGES = ("temperature", "soft_target_weight", "hard_label_weight", "hidden_state_weight")
 
@@ -40,7 +43,8 @@ class Flags:
     vocabulary_size: int | None = _flag(None, "The most tokens of the student; by its size if unset.")
     unlabelled: str | None = _flag(
         None,
-        "More rows: a csv / json / parquet file with the columns to read, or a text file, one text a line.",
+        "More rows: a text file, one text a line, or a dataset with the columns to read (name on the Hub, csv / json "
+        "/ parquet file, or folder).",
     )
     augmented_rows: int | None = _flag(None, "New texts or views to make of the training rows.")
     training_rows: int | None = _flag(
@@ -72,7 +76,11 @@ def parse(argv: list[str]) -> tuple[str, Flags, dict[str, Any]]:
     ours = HfArgumentParser(
         kind, prog="hf-distill", allow_abbrev=False, formatter_class=argparse.HelpFormatter,
         usage="hf-distill [run|check|student|cache|report|export] --teacher NAME_OR_FOLDER --dataset NAME_OR_FILE ...",
-        description="Distil a teacher into a small student. DistillationTrainingArguments' fields are flags too.",
+        description=(
+            "Distil a teacher into a small student. Commands: run (the default), check (what can be known before), "
+            "student (the student before training), cache (the teacher's answers), report and export (of a student "
+            "that is there). --config FILE.yaml holds flags by name. Fields of TrainingArguments are flags too."
+        ),
     )  # fmt: skip
     namespace, rest = ours.parse_known_args([*_from_file(known.config), *rest])
     flags = Flags(**{f.name: getattr(namespace, f.name) for f in fields(Flags)})
@@ -119,7 +127,7 @@ def stages_of(given: dict[str, Any]) -> tuple[tuple[Stage, ...], dict[str, Any]]
     for name in ("num_train_epochs", "max_steps"):
         if name in arguments:
             raise UserError(f"--{name} has no place in the recipe, which counts rows. Set --training_rows.")
-    foreign = sorted(set(settings) - set(_OF_STAGES))
+    foreign = sorted({*settings} - {*_OF_STAGES} | {name for name in arguments if _DECIDED.fullmatch(name)})
     if foreign:
         raise UserError(
             f"--{foreign[0]} has no place in the recipe. Leave it out, or write a script with DistillationTrainer."

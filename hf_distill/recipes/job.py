@@ -156,6 +156,13 @@ class Job(Material):
             size = min(2 * size, len(self.processing_class))
 
     def _check(self) -> None:
+        processes = self.training_arguments.world_size
+        if self.training_arguments.n_gpu > 1 or processes > 1:
+            raise ValueError(
+                f"The recipe runs in one process on one device, but got {processes} processes and "
+                f"{self.training_arguments.n_gpu} GPUs in each. Start it once, and show it one GPU: "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
         if self.student is not None:
             require_fit(self.student, self.teacher, self.task, self.limits)
         if not len(self.train_dataset):

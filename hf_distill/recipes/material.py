@@ -22,6 +22,7 @@ from hf_distill.recipes.stages import Stage
 from hf_distill.students.budget import count, parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers.loading import has_fast_bf16
+from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.transfer.build import MOST_ROWS, ROWS_EACH, build_transfer_set, without_rows
 from hf_distill.transfer.judged import JudgedRows, Judgement, judge
 from hf_distill.transfer.places import places
@@ -241,7 +242,14 @@ class Material:
         """Where the teacher is asked: where the student is trained, or where it is if that is no CPU."""
         if self.teacher.device.type != "cpu":
             return None
-        return TrainingArguments(str(self.folder), **{"report_to": "none", **self.stage_arguments}).device
+        return self.training_arguments.device
+
+    @cached_property
+    def training_arguments(self) -> TrainingArguments:
+        """Those of every stage, for what they say of the machine."""
+        return DistillationTrainingArguments(
+            **{"output_dir": str(self.folder), "report_to": "none", **self.stage_arguments}
+        )
 
     @cached_property
     def needs(self) -> Needs:
