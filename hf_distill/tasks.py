@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import datasets
-import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset, Value
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -19,9 +18,9 @@ from transformers import (
     DefaultDataCollator,
 )
 
+from hf_distill.class_labels import IGNORED, class_names, flat, in_order
 from hf_distill.heads import core_model, task_class
 
-IGNORED = -100
 _KINDS = {
     AutoModelForSequenceClassification: "text",
     AutoModelForTokenClassification: "words",
@@ -155,7 +154,7 @@ class Task:
         if self.label is None or self.label not in dataset.column_names:
             return None
         column = dataset.with_format(None)[self.label][:]
-        if any(value is None for row in column for value in _flat(row)):
+        if any(value is None for row in column for value in flat(row)):
             raise ValueError(f"{self.label!r} holds None in some rows. Leave them out: dataset.filter(...).")
         if self.kind != "words" and any(isinstance(row, (list, tuple)) for row in column):
             raise ValueError(
@@ -164,41 +163,7 @@ class Task:
             )
         if not self.classes:
             return [float(value) for value in column]
-        if any(isinstance(value, str) for row in column for value in _flat(row)):
-            return self._named(column)
-        named = class_names(dataset, self.label)
-        if named is None and (found := self._numbers_that_are_names(column)) is not None:
-            return found
-        order = _order(named, self.classes, self.label)
-        _require_range(column, len(self.classes), self.label)
-
-        def index(value: Any) -> int:
-            return IGNORED if value < 0 else int(value) if order is None else order[value]
-
-        return [[index(value) for value in row] if self.kind == "words" else index(row) for row in column]
-
-    def _numbers_that_are_names(self, column: Sequence[Any]) -> list[Any] | None:
-        """Labels where the classes have numbers or truth values for names, in another order than that of counting."""
-        values = {value for row in column for value in _flat(row)}
-        known = {value: _place(str(value), self.classes) for value in values if isinstance(value, bool) or value >= 0}
-        counting = list(self.classes) == [str(k) for k in range(len(self.classes))]
-        if not known or None in known.values() or counting or values - {*known, -1, IGNORED}:
-            return None
-        place = {value: known.get(value, IGNORED) for value in values}
-        return [[place[word] for word in row] if self.kind == "words" else place[row] for row in column]
-
-    def _named(self, column: Sequence[Any]) -> list[Any]:
-        """Labels that are names themselves."""
-        known = {name: _place(name, self.classes) for name in {str(v) for row in column for v in _flat(row)}}
-        if None in known.values() and all(name.isdecimal() and int(name) < len(self.classes) for name in known):
-            known = {name: int(name) for name in known}  # numbers that were read as text
-        foreign = sorted(name for name, place in known.items() if place is None)
-        if foreign:
-            raise ValueError(
-                f"{self.label!r} holds {foreign[:5]}, but the teacher's classes are {list(self.classes)}. Map them to "
-                "these names, or to their numbers."
-            )
-        return [[known[word] for word in row] if self.kind == "words" else known[row] for row in column]
+        return in_order(column, self.classes, class_names(dataset, self.label), self.label)
 
     def collator(self, processing_class: Any) -> Any:
         """What makes a batch of encoded rows."""
@@ -222,13 +187,6 @@ def labels_at_first_tokens(word_ids: Sequence[int | None], labels: Sequence[int]
 def longest_row(processing_class: Any, max_length: int | None) -> int:
     """Tokens that are read of a row."""
     return int(min(max_length or 512, processing_class.model_max_length))
-
-
-def class_names(dataset: Dataset, column: str) -> list[str] | None:
-    """What a column of `ClassLabel`s, or of lists of them, calls its classes."""
-    feature: Any = dataset.features[column]
-    feature = getattr(feature, "feature", feature)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
 def _require_one_each(words: Sequence[Any], labels: Sequence[Any], rows: Sequence[int]) -> None:
@@ -301,43 +259,3 @@ def _fits(feature: Any, kind: str) -> bool:
 
 def _is_list(feature: Any) -> bool:
     return hasattr(feature, "feature")
-
-
-def _flat(row: Any) -> list[Any]:
-    return list(row) if isinstance(row, list) else [row]
-
-
-def _order(names: Sequence[str] | None, classes: Sequence[str], column: str) -> list[int] | None:
-    """For each class of the data the teacher's index of it; `None` where they agree, or either has no names."""
-    if names is None or all(name.startswith("LABEL_") for name in classes):
-        if names is not None and len(names) != len(classes):
-            raise ValueError(f"{column!r} has the classes {names}, but the teacher answers with {len(classes)}.")
-        return None
-    if [name.lower() for name in names] == [name.lower() for name in classes]:
-        return None
-    order = [_place(name, classes) for name in names]
-    foreign = sorted({name for name, place in zip(names, order, strict=True) if place is None})
-    if foreign:
-        raise ValueError(
-            f"The data's classes {list(names)} are not the teacher's, {list(classes)}: it does not know {foreign}. "
-            "Rename them (dataset.cast_column with a ClassLabel), or fine-tune the teacher on this data."
-        )
-    return [place for place in order if place is not None]
-
-
-def _place(name: str, classes: Sequence[str]) -> int | None:
-    """Which class a name means: the one of that name, or else the only one that differs from it in case alone."""
-    if name in classes:
-        return classes.index(name)
-    alike = [k for k, other in enumerate(classes) if other.lower() == name.lower()]
-    return alike[0] if len(alike) == 1 else None
-
-
-def _require_range(column: Sequence[Any], classes: int, name: str) -> None:
-    values = np.concatenate([np.asarray(row).reshape(-1) for row in column]) if column else np.zeros(0)
-    wrong = values[(values >= classes) | ((values < 0) & (values != IGNORED) & (values != -1)) | (values % 1 != 0)]
-    if len(wrong):
-        raise ValueError(
-            f"{name!r} holds {wrong[0]}, but the teacher has the classes 0 to {classes - 1}. Pass the data that it "
-            "was trained on, or name another label_column."
-        )
