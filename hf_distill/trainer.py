@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import nested_detach
 
 from hf_distill.activations import Activations, Needs
 from hf_distill.batch import Batch
 from hf_distill.caching import collator_after_filling, known_of_teacher, make_keeper
+from hf_distill.counting import TrainerOfTerms
 from hf_distill.fitting import fit_losses
 from hf_distill.heads import core_model, forward_parameters, has_label_names, label_columns
-from hf_distill.lifecycle import TrainerOfLosses
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
 from hf_distill.packing import run_on_real_tokens
@@ -32,7 +31,6 @@ from hf_distill.refusals import (
     refuse_unsupported_model,
     refuse_without_meaning,
 )
-from hf_distill.schedules import Moment
 from hf_distill.teachers import (
     TEACHER_LOGITS,
     EMATeacher,
@@ -44,14 +42,13 @@ from hf_distill.teachers import (
 from hf_distill.teachers.cached import column_names, is_stored, stored_answers, teacher_view
 from hf_distill.teachers.ema import UpdateTeacher, start_following
 from hf_distill.teachers.loading import load_teacher
-from hf_distill.term_log import TermLog
 from hf_distill.token_alignment import on_student_tokens
 from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.transfer import TwoTokenizers
 from hf_distill.wrapped_forward import attach_losses, detach_losses, forward_through
 
 
-class DistillationTrainer(TrainerOfLosses):
+class DistillationTrainer(TrainerOfTerms):
     """`Trainer` that also learns from a teacher.
 
     From an existing `Trainer` script the change is two lines: the class, and `teacher_model=`. The minimised loss is
@@ -140,10 +137,8 @@ class DistillationTrainer(TrainerOfLosses):
         side = getattr(processing_class, "padding_side", "right")
         self.data_collator = TeacherAnswersCollator(self.data_collator, self.head, side)
         self.cache_keeper = make_keeper(self)
-        self._train_terms, self._eval_terms = TermLog(), TermLog()
-        self._windows_to_log = 0
-        self._window_counts: Tensor | None = None
-        self.padding_free, self._loss_only = False, False
+        self.start_counting()
+        self.padding_free = False
         self.stack: str | None = None
         self.removable_heads = self.heads_off = OutputHeads()
         dry_run(self, self.model)
@@ -329,89 +324,5 @@ class DistillationTrainer(TrainerOfLosses):
         fit_losses(self)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._train_terms, self._windows_to_log = TermLog(), 0  # of a run before, what it did not log
         self.fit_losses()  # here a new student has been made, and a checkpoint loaded
-        try:
-            return super()._inner_training_loop(*args, **kwargs)
-        finally:
-            self._window_counts = None  # what is computed afterwards is no part of a window
-
-    # ---- Counting and logging ----
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        if self.student_completions is not None:  # before anything is counted
-            student = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-            step = self.state.global_step
-            epoch_iterator = self.student_completions.of_window(epoch_iterator, student, step)
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            counts = torch.stack([Batch.from_inputs(batch, self.head).counts() for batch in batches]).sum(0).to(device)
-            if self.args.average_tokens_across_devices:
-                counts = self.accelerator.reduce(counts, reduction="sum")
-            self._window_counts = counts
-            self.losses.at(Moment.of(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0))
-            self._windows_to_log += 1
-            num_items = counts[0] if num_items is None else num_items
-        return batches, num_items
-
-    def _remember(self, terms: Mapping[str, Tensor], batch: Batch, training: bool) -> None:
-        # A term is this process' share of the whole, or with local counts a mean of its own.
-        share = 1.0 if self.args.average_tokens_across_devices else 1.0 / self.accelerator.num_processes
-        for name, term in terms.items():
-            if training:
-                self._train_terms.add(name, term, share)
-            else:
-                self._eval_terms.add(name, term, batch.totals[self.losses[name].over])
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # a line of the training log, as opposed to evaluation and the final summary
-            terms = self._train_terms.drain(self._sum_over_processes, self._windows_to_log)
-            self._windows_to_log = 0
-            logs.update({f"{name}_loss": value for name, value in terms.items()})
-        super().log(logs, start_time)
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum")
-
-    # ---- Evaluation ----
-
-    def _real_rows(self, rows: int) -> int:
-        """How many rows of this process' batch are not copies that fill up the last batch of several processes."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return rows
-        return max(0, min(rows, state.remainder - self.accelerator.process_index * rows))
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Any, Any]:
-        self._loss_only = prediction_loss_only
-        try:
-            if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
-                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-            with torch.no_grad():  # Trainer would skip the loss; without labels ours is the distance to the teacher
-                loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        finally:
-            self._loss_only = False
-        if prediction_loss_only:
-            return loss, None, None
-        config = core_model(self.model).config
-        ignored = ignore_keys or getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
-        logits = nested_detach(tuple(value for key, value in outputs.items() if key not in (*ignored, "loss")))
-        return loss, logits[0] if len(logits) == 1 else logits, None
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._eval_terms = TermLog()
-        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        terms = self._eval_terms.drain(self._sum_over_processes)
-        output.metrics.update({f"{prefix}_{name}_loss": value for name, value in terms.items()})
-        if terms:
-            output.metrics[f"{prefix}_distillation_loss"] = sum(self.losses[n].weight * v for n, v in terms.items())
-        return output
+        return super()._inner_training_loop(*args, **kwargs)

@@ -57,9 +57,10 @@ MAY_IMPORT = {
     "caching": {"heads", "losses", "output_head", "preflight", "teachers"},
     "fitting": {"activations", "batch", "caching", "preflight", "random_state", "teachers"},
     "lifecycle": {"activations", "losses", "reports", "secrets", "teachers", "wrapped_forward"},
+    "counting": {"batch", "heads", "lifecycle", "schedules", "term_log"},
     "trainer": {
-        "activations", "batch", "caching", "fitting", "heads", "lifecycle", "losses", "output_head", "packing",
-        "pairing", "preflight", "recording", "refusals", "schedules", "teachers", "term_log", "token_alignment",
+        "activations", "batch", "caching", "counting", "fitting", "heads", "losses", "output_head", "packing",
+        "pairing", "preflight", "recording", "refusals", "teachers", "token_alignment",
         "training_args", "transfer", "wrapped_forward",
     },
     "__init__": {
