@@ -296,11 +296,18 @@ def _rows_masks(
                 f"Got labels of shape {tuple(labels.shape)} for {rows} rows with one class each. For several labels "
                 "a row give them as floats, or set config.problem_type='multi_label_classification'."
             )
+        if labels is not None and labels.is_floating_point():
+            raise ValueError(f"Got labels of {labels.dtype} for one class a row. Give the classes' numbers as int64.")
         labels = None if labels is None else labels.reshape(rows)
         return labels, None if labels is None else labels != IGNORED, everything
     everything = torch.ones(rows, num_labels, dtype=torch.bool, device=device)
     if labels is None:
         return None, None, everything
+    if labels.numel() != rows * num_labels:
+        raise ValueError(
+            f"Got labels of {labels.dtype} and shape {tuple(labels.shape)} for {rows} rows with {num_labels} outputs "
+            f"({problem}). Give a number for each output, or for one class a row the classes' numbers as int64."
+        )
     labels = labels.reshape(rows, num_labels)
     missing = torch.isnan(labels) if problem == "regression" else labels == IGNORED  # -100 is a fine regression target
     return labels, ~missing, everything

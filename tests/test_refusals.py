@@ -115,6 +115,17 @@ def test_label_smoothing_of_several_labels_a_row(make_trainer):
         make_trainer(tiny_task("multi_label"), label_smoothing_factor=0.1)
 
 
+@pytest.mark.parametrize(
+    ("problem", "message"), [(None, "rows with 3 outputs .*as int64"), ("single_label_classification", "as int64")]
+)
+def test_classes_that_are_given_as_floats(problem, message, make_trainer):
+    task = tiny_task("single_label")
+    task.student.config.problem_type = task.teacher.config.problem_type = problem
+    rows = [{**row, "labels": float(row["labels"])} for row in task.rows]
+    with pytest.raises(ValueError, match=message):
+        make_trainer(task, train_dataset=rows)
+
+
 def test_one_loss_under_two_names(make_trainer):
     loss = SoftTargetLoss()
     with pytest.raises(ValueError, match="Every name needs a loss object of its own"):
