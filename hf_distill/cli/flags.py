@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> tuple[str, Flags, dict[str, Any]]:
     `--config FILE.yaml` holds flags by name; those of the command line win.
 
     Raises:
-        UserError: If the file cannot be read.
+        UserError: If the file cannot be read, or a flag has no place in the recipe.
     """
     command = argv[0] if argv and argv[0] in COMMANDS else "run"
     rest = argv[1:] if argv and argv[0] in COMMANDS else list(argv)
@@ -84,7 +84,9 @@ def parse(argv: list[str]) -> tuple[str, Flags, dict[str, Any]]:
     )  # fmt: skip
     namespace, rest = ours.parse_known_args([*_from_file(known.config), *rest])
     flags = Flags(**{f.name: getattr(namespace, f.name) for f in fields(Flags)})
-    return command, flags, _given(rest)
+    given = _given(rest)
+    stages_of(given)  # what has no place is told before anything is loaded
+    return command, flags, given
 
 
 def _from_file(config: str | None) -> list[str]:
