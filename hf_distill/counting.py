@@ -63,10 +63,11 @@ class TrainerOfTerms(TrainerOfLosses):
         # A term is this process' share of the whole, or with local counts a mean of its own.
         share = 1.0 if self.args.average_tokens_across_devices else 1.0 / self.accelerator.num_processes
         for name, term in terms.items():
+            loss = self.losses[name]
             if training:
                 self._train_terms.add(name, term, share)
-            else:
-                self._eval_terms.add(name, term, batch.totals[self.losses[name].over])
+            elif not loss.fit_rows or bool(loss.fitted):  # else it has learned nothing yet, and says nothing
+                self._eval_terms.add(name, term, batch.totals[loss.over])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a line of the training log, as opposed to evaluation and the final summary

@@ -68,11 +68,13 @@ def test_running_means_stay_as_they_are(make_trainer):
 
 
 def test_a_loss_that_learns_from_rows_has_learned(make_trainer):
-    """So its share is that with which training starts."""
+    """So its share is that with which training starts, and an evaluation before says nothing of it."""
     task = tiny_task("single_label")
     trainer = make_trainer(task, losses={"lelp": LELPLoss(fit_rows=16), "hard": HardLabelLoss()})
+    assert "eval_lelp_loss" not in trainer.evaluate(task.rows)
     gradient_shares(trainer)
     assert trainer.losses["lelp"].directions.norm() > 0
+    assert trainer.evaluate(task.rows)["eval_lelp_loss"] > 0
 
 
 def test_without_training_data_there_is_nothing_to_measure(make_trainer):
