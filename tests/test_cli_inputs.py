@@ -104,6 +104,16 @@ def test_unlabelled_rows_come_with_the_tasks_columns(place, tmp_path, capsys):
     assert rows[1] - rows[0] == len({tuple(row) for row in more["tokens"]} - {tuple(row) for row in WORDS["tokens"]})
 
 
+def test_rows_without_a_text_are_left_out_and_told(place, tmp_path, capsys):
+    """As pandas reads NA and null, and an empty cell."""
+    texts = ["null", "NA", "", *CORPUS[:57]]
+    lines = "".join(f"{text},{k % 2}\n" for k, text in enumerate(texts))
+    (place / "gaps.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
+    assert run(place, "text", "gaps.csv", tmp_path / "out", "--augmented_rows", "0", part=["cache"]) == 0
+    told = re.findall(r"(\d) (train|validation|test) rows have nothing in text", capsys.readouterr().out)
+    assert sum(int(number) for number, _ in told) == 3
+
+
 def test_unlabelled_rows_without_the_columns_are_refused(place, tmp_path, capsys):
     TEXTS.rename_column("text", "body").to_json(tmp_path / "more.json")
     assert run(place, "text", "rows.parquet", tmp_path / "out", "--unlabelled", str(tmp_path / "more.json")) == 1

@@ -80,6 +80,13 @@ class TestImageRows:
         expected = reader(Image.fromarray(arrays[0]), return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(ImageRows(Task.of(vit(), rows), rows, reader)[0]["pixel_values"], expected)
 
+    def test_grey_pictures_may_be_arrays_too(self):
+        arrays = np.random.default_rng(0).integers(0, 255, (2, 10, 12), np.uint8)
+        rows = Dataset.from_dict({"image": arrays.tolist(), "label": [0, 1]})
+        reader = hf.ViTImageProcessor(size={"height": 8, "width": 8}, resample=0)
+        expected = reader(Image.fromarray(arrays[0]).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(ImageRows(Task.of(vit(), rows), rows, reader)[0]["pixel_values"], expected)
+
     def test_labels_come_only_with_the_images_themselves(self):
         assert ImageRows(self.TASK, self.ROWS, None)[1]["labels"] == 1
         assert "labels" not in ImageRows(self.TASK, self.ROWS, None, views=2)[1]

@@ -84,10 +84,22 @@ class Job:
         task = Task.of(self.teacher, self.data["train"], columns, self.flags.label_column)
         if task.label is None:
             raise UserError(f"No column of {self.data['train'].column_names} holds labels. Name it: --label_column.")
-        for name, part in self.data.items():
+        for name, part in list(self.data.items()):
+            part = self.data[name] = self.without_gaps(name, part, task)
             if task.labels(part) is None:  # a wrong class is told now too
                 raise UserError(f"The {name} split has no column {task.label!r}: {part.column_names}.")
         return task
+
+    def without_gaps(self, name: str, part: Dataset, task: Task) -> Dataset:
+        """The rows that hold something to read: csv files take NA, null and nothing for None."""
+        if task.kind == "image":
+            return part
+        rows = zip(*(part.with_format(None)[column][:] for column in task.inputs), strict=True)
+        kept = [k for k, row in enumerate(rows) if None not in row]
+        if len(kept) == len(part):
+            return part
+        self.say(f"{len(part) - len(kept):,} {name} rows have nothing in {', '.join(task.inputs)} and are left out")
+        return part.select(kept)
 
     @cached_property
     def length(self) -> int | None:

@@ -85,13 +85,21 @@ class ImageRows(torch.utils.data.Dataset):
             )
         if self.processing_class is None or self.task.inputs[0] == "pixel_values":
             return np.asarray(image, np.float32)
+        channels = len(getattr(self.processing_class, "image_mean", None) or "RGB")
         if isinstance(image, list):
-            image = np.asarray(image)
+            image = _of_numbers(image, channels)
         else:
-            channels = len(getattr(self.processing_class, "image_mean", None) or "RGB")
             mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
             image = image if image.mode == mode else image.convert(mode)
         return np.asarray(self.processing_class(image, return_tensors="np")["pixel_values"][0], np.float32)
+
+
+def _of_numbers(image: list[Any], channels: int) -> np.ndarray:
+    """An image that is a list of lists. Shape: as it is, or of a grey one (channels, height, width)."""
+    pixels = np.asarray(image)
+    if pixels.dtype.kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255:
+        pixels = pixels.astype(np.uint8)
+    return np.repeat(pixels[None], channels, 0) if pixels.ndim == 2 else pixels
 
 
 def room_in_memory() -> float:
