@@ -1,5 +1,6 @@
 """From a teacher and raw rows to a saved student: what is made, what is reused, what is refused."""
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -374,6 +375,12 @@ class TestCompress:
     def test_mistakes_are_refused(self, tmp_path, given, message):
         with pytest.raises(ValueError, match=message):
             make(tmp_path, **given)
+
+    def test_a_tokenizer_that_cannot_pad_is_refused(self, tmp_path):
+        reader = copy.deepcopy(original("wordpiece"))
+        reader.pad_token = None
+        with pytest.raises(ValueError, match="no padding token, which batches need"):
+            compress(bert(**SIZES), reader, ROWS, tmp_path)
 
     def test_several_gpus_are_refused_before_the_teacher_is_asked(self, tmp_path, monkeypatch):
         monkeypatch.setattr(hf.TrainingArguments, "n_gpu", 2)

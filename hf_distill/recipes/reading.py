@@ -94,13 +94,19 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
 
 
 def require_tokenizer(tokenizer: Any, teacher: PreTrainedModel) -> None:
-    """The tokenizer is there, and the teacher has a row for each of its ids.
+    """The tokenizer is there and can pad, and the teacher has a row for each of its ids.
 
     Raises:
         ValueError: If not.
     """
     if not hasattr(tokenizer, "get_vocab"):
         raise ValueError(f"processing_class must be the teacher's tokenizer, got {type(tokenizer).__name__}.")
+    if getattr(tokenizer, "pad_token", None) is None:
+        raise ValueError(
+            "The tokenizer has no padding token, which batches need. Give it the one that the teacher was fine-tuned "
+            "with (often tokenizer.pad_token = tokenizer.eos_token), save both, and see that "
+            "teacher.config.pad_token_id is its id."
+        )
     embeddings: Any = teacher.get_input_embeddings()
     largest, rows = max(tokenizer.get_vocab().values()), len(embeddings.weight)
     if largest >= rows:
