@@ -168,6 +168,7 @@ class TestMistakes:
             (["--push_to_hub", "true"], "--push_to_hub has no place in the recipe"),
             (["--eval_strategy", "epoch"], "--eval_strategy has no place in the recipe"),
             (["--unlabelled", "nobody/texts"], "nobody/texts cannot be loaded"),
+            (["--unlabelled", "nobody/texts-v1.5"], "nobody/texts-v1.5 cannot be loaded"),
             (["--num_train_epochs", "3"], "Set --training_rows"),
             (["--config", "missing.yaml"], "--config missing.yaml cannot be read"),
             (["--compression", "900"], "No student of at most"),

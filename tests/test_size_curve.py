@@ -185,6 +185,17 @@ def test_an_unknown_word_is_answered_by_its_longest_known_ending(example):
     assert found.tolist() == [2, 1, 1, 1, 1, 3]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [[f"好{k}看" if k % 2 else f"不{k}好看" for k in range(99)], [f"w{k}q" if k % 2 else f"v{k}q" for k in range(99)]],
+)
+def test_texts_of_which_no_two_share_a_word_are_counted_by_characters(example, rows):
+    labels = np.arange(99) % 2
+    found, size = example("_counts").tfidf(rows[:80], labels[:80], rows[80:])
+    assert (found == labels[80:]).mean() > 0.9
+    assert size > 80
+
+
 def test_pixels_that_tell_the_class_are_learnt(example):
     pixels = np.random.default_rng(0).normal(size=(200, 9))
     labels = (pixels[:, 4] > 0).astype(int)

@@ -66,7 +66,7 @@ def load_unlabelled(source: str) -> Dataset | list[str]:
         UserError: If it cannot be read.
     """
     path = Path(source)
-    if _kind(path) in _LOADERS or path.is_dir() or not (path.suffix or path.exists()):  # the last is a name
+    if _kind(path) in _LOADERS or path.is_dir() or not (path.exists() or path.suffix == ".txt"):  # the last: a name
         found = load_as_is(source)
         return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
     try:
