@@ -310,3 +310,14 @@ def test_what_does_not_fit_is_refused_in_one_line(change, match):
     given = {"student": np.zeros((6, 4)), "teacher": np.eye(6, 4), "labels": [0, 1, 2, 3, 0, 1]} | change
     with pytest.raises(ValueError, match=match):
         DistillationReport.from_outputs(**given)
+
+
+def test_metrics_of_ones_own_take_bf16_logits_and_may_be_none():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=torch.bfloat16)
+
+    def metrics(answer):
+        return {"right": (answer.predictions.argmax(-1) == answer.label_ids).mean(), "unknown": None}
+
+    report = DistillationReport.from_outputs(logits, logits, torch.tensor([0, 0]), compute_metrics=metrics)
+    assert "right" in str(report.to_dict())
+    assert "unknown" not in str(report.to_dict())
