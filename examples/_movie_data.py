@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoConfig
 
+from hf_distill.cli.data import load_as_is
+from hf_distill.cli.errors import UserError
 from hf_distill.reports.sources import inherited_license, source_of
 
 MOVIE_SENTENCES = Path(__file__).parent / "data" / "movie_sentences.csv.gz"
@@ -58,12 +60,16 @@ def movie_sentences() -> tuple[DatasetDict, int]:
 
 
 def named_dataset(name: str, config: str | None, text_column: str, label_column: str) -> DatasetDict:
-    """A dataset by its Hub name or folder, with columns `text` and `label` in three splits.
+    """A dataset by its Hub name or folder (also of `save_to_disk`), with columns `text` and `label` in three splits.
 
     Where the test has no labels (as in GLUE) or is missing, validation takes its place; where
     validation is then missing, a tenth of train (1,000 rows at most) does.
     """
-    loaded = load_dataset(name, config)
+    try:
+        found = load_as_is(name, config)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    loaded = DatasetDict({"train": found}) if isinstance(found, Dataset) else found
     if not {text_column, label_column} <= set(loaded["train"].column_names):
         raise SystemExit(
             f"--text_column {text_column} and --label_column {label_column} must both be columns "

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONTENT_SHA256 = "5c45b2112b386eb1ecad07b367615d1a369200ae9bbad7069072eb8653084d62"
@@ -82,6 +83,15 @@ def test_a_named_dataset_gets_its_missing_splits_from_what_it_has(movie_data, tm
     }
     assert data["test"].features["label"].names == ["bad", "good"]
     assert data["test"][1] == {"text": "sentence 1", "label": 1}
+
+
+def test_a_saved_dataset_is_taken_by_its_folder(movie_data, tmp_path):
+    part = Dataset.from_dict({"text": ["fine", "bad"] * 5, "label": [1, 0] * 5})
+    DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "saved")
+    data = movie_data.named_dataset(str(tmp_path / "saved"), None, "text", "label")
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 9, "validation": 1, "test": 10}
+    with pytest.raises(SystemExit, match=r"no file .*missing\.csv"):
+        movie_data.named_dataset(str(tmp_path / "missing.csv"), None, "text", "label")
 
 
 def test_a_wrong_column_is_told_with_those_there_are(movie_data, tmp_path):

@@ -112,12 +112,37 @@ def test_another_or_a_missing_file_is_refused(fashion, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["make_brown_tags", "make_fashion_mnist", "make_further_sentences", "make_movie_sentences"]
+    "name",
+    [
+        "make_brown_tags",
+        "make_fashion_mnist",
+        "make_further_sentences",
+        "make_movie_sentences",
+        "make_product_reviews",
+    ],
 )
 def test_without_a_source_and_a_target_the_usage_is_shown(maker, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit, match=rf"python (examples/data/)?{name}\.py"):
         maker(name).main()
+
+
+def test_a_review_is_in_one_split_with_the_sign_of_its_ratings(maker, monkeypatch, tmp_path):
+    products = maker("make_product_reviews")
+    rows = [(review, k, (review + k) % 3 - 1) for review in range(1, 101) for k in range(4)]
+    text = "".join(f"{review}_{k}\t{rating}\treview {review} says {rating}\n" for review, k, rating in rows)
+    with tarfile.open(tmp_path / "archive", "w:gz") as tar:
+        info = tarfile.TarInfo("hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text.encode()))
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "archive"), str(tmp_path / "out")])
+    products.main()
+    data = load_from_disk(tmp_path / "out")
+    reviews = {split: {row["text"].split()[1] for row in part} for split, part in data.items()}
+    assert {split: len(some) for split, some in reviews.items()} == {"train": 60, "validation": 10, "test": 30}
+    assert len(set().union(*reviews.values())) == 100
+    found = sorted((row["text"], row["label"]) for part in data.values() for row in part)
+    assert found == sorted((f"review {review} says {rating}", int(rating > 0)) for review, _, rating in rows)
 
 
 def test_a_further_sentence_is_learned_from_or_held_out(maker, monkeypatch, tmp_path):
