@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from hf_distill.metrics.scores import accuracy
 from hf_distill.recipes import STAGES, Compressed, compress, train_on_labels
 from hf_distill.recipes.reading import rate_for
-from hf_distill.recipes.stages import DONE, content_of, fingerprint_of
+from hf_distill.recipes.stages import DONE, content_of, fingerprint_of, stages_for
 from hf_distill.transfer import ImageRows
 from hf_distill.transfer.build import without_rows
 
@@ -58,7 +58,8 @@ class Runs:
             input_columns=self.start.task.inputs, label_column=self.start.task.label, max_length=job.max_length,
             seed=seed, answers_dir=Path(job.output_dir) / "answers", arguments=self.arguments,
         )  # fmt: skip
-        results = {RECIPE: self._kept(folder, {"made": made_by(folder / STAGES[-1].name)}, made, lambda: made.student)}
+        last = stages_for(self.start.task.kind, STAGES)[-1].name
+        results = {RECIPE: self._kept(folder, {"made": made_by(folder / last)}, made, lambda: made.student)}
         for name in (CARRIED, RANDOM) if job.baselines else ():
             results[name] = self.baseline(name, made, folder, seed)
         return results

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 QUIET = {"disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 8}
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
 ROWS = labelled({"text": CORPUS[:40]})
+BOTH = STAGES[0], Stage("polish", "task", 0.1, learning_rate=2e-4)  # of texts too
 
 
 def make(folder, teacher=None, rows=ROWS, reader="wordpiece", **given):
@@ -161,7 +162,7 @@ class TestCompress:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_only_what_depends_on_a_change_is_made_anew(self, tmp_path, monkeypatch):
-        make(tmp_path)
+        make(tmp_path, stages=BOTH)
         trained = []
         train = DistillationTrainer.train
 
@@ -170,10 +171,10 @@ class TestCompress:
             return train(self, *args, **kwargs)
 
         monkeypatch.setattr(DistillationTrainer, "train", counted)
-        softer = Stage("polish", "task", share=0.1, learning_rate=2e-4, hard_label_weight=0.9)
-        make(tmp_path, stages=(STAGES[0], softer))
+        softer = replace(BOTH[1], hard_label_weight=0.9)
+        make(tmp_path, stages=(BOTH[0], softer))
         assert trained == [str(tmp_path / "polish")]
-        make(tmp_path, stages=(STAGES[0], softer), seed=1)
+        make(tmp_path, stages=(BOTH[0], softer), seed=1)
         assert len(trained) == 3
 
     @pytest.mark.parametrize("drawn", [False, True])
@@ -259,7 +260,7 @@ class TestCompress:
             return run_stage(stage, student, lambda: read, *args, **kwargs)
 
         monkeypatch.setattr(job, "run_stage", spy)
-        made = make(tmp_path, exclude=exclude)
+        made = make(tmp_path, exclude=exclude, stages=BOTH)
         excluded, others = ({tuple(made.processing_class(text)["input_ids"]) for text in texts}
                             for texts in (CORPUS[:30], CORPUS[30:40]))  # fmt: skip
         assert len(seen) == 2
@@ -332,7 +333,7 @@ class TestCompress:
             (
                 {
                     "rows": Dataset.from_dict({"text": CORPUS[:4]}),
-                    "stages": (replace(STAGES[1], hard_label_weight=1.0),),
+                    "stages": (Stage("labels", "task", 1.0, 1e-3, hard_label_weight=1.0),),
                 },
                 "No column of .* holds labels",
             ),

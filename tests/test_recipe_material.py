@@ -13,6 +13,7 @@ from test_vocabulary import CORPUS, original
 
 from hf_distill.recipes import STAGES, job, material
 from hf_distill.recipes.reading import has_readable_states
+from hf_distill.recipes.stages import stages_for
 from hf_distill.students.budget import count
 from hf_distill.tasks import Task
 
@@ -46,7 +47,7 @@ class TestAmounts:
         most = int(count(made.teacher) / times)
         assert replace(made, compression=None, max_parameters=most).rows_to_see == pytest.approx(expected, rel=0.01)
 
-    @pytest.mark.parametrize(("seen", "expected"), [(400_000, 600), (1_000_000, 600), (1_000, 300), (1, 0)])
+    @pytest.mark.parametrize(("seen", "expected"), [(400_000, 2400), (1_000_000, 2400), (1_000, 300), (1, 0)])
     def test_fewer_texts_are_made_where_fewer_are_seen(self, seen, expected, tmp_path):
         some = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, training_rows=seen)
         assert some.new_rows == expected
@@ -60,10 +61,16 @@ class TestAmounts:
         else:
             more = {"training_rows": 30, "unlabelled": [f"{text} ba" for text in CORPUS[:40]]}
             some = job.Job(bert(**SIZES), original("wordpiece"), ROWS, tmp_path, STAGES, **more)
-        for stage, seen in zip(STAGES, (27, 3), strict=True):
+        stages = (STAGES[0], replace(STAGES[1], kinds=(kind,)))
+        some = replace(some, stages=stages)
+        for stage, seen in zip(stages, (27, 3), strict=True):
             assert len(some.rows(stage, some.processing_class)) == 2 * seen
         assert len(some.transfer_rows()) == 2 * 27
-        assert len(replace(some, training_rows=400_000).rows(STAGES[1], some.processing_class)) == 40
+        assert len(replace(some, training_rows=400_000).rows(stages[1], some.processing_class)) == 40
+
+    @pytest.mark.parametrize(("kind", "shares"), [("text", [1.0]), ("words", [0.9, 0.1]), ("image", [0.9, 0.1])])
+    def test_texts_have_no_stage_on_their_own_rows_by_default(self, kind, shares):
+        assert [stage.share for stage in stages_for(kind, STAGES)] == shares
 
     def test_states_of_words_are_left_out_where_the_disk_has_no_room(self, tmp_path, monkeypatch):
         words = {"tokens": [text.split() for text in CORPUS[:20]]}

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from hf_distill.cli.errors import UserError
 from hf_distill.recipes import STAGES, Stage
+from hf_distill.recipes.stages import KINDS
 from hf_distill.training_args import LOSS_FIELDS, DistillationTrainingArguments
 
 COMMANDS = ("run", "check", "student", "cache", "report", "export")
@@ -137,8 +138,8 @@ def stages_of(given: dict[str, Any]) -> tuple[tuple[Stage, ...], dict[str, Any]]
     stages = []
     for stage in STAGES:
         changes = {name: value for name, value in settings.items() if name in ("temperature", "soft_target_weight")}
-        if stage.data == "task" and "hard_label_weight" in settings:
-            changes["hard_label_weight"] = settings["hard_label_weight"]
+        if stage.data == "task" and settings.get("hard_label_weight"):
+            changes |= {"hard_label_weight": settings["hard_label_weight"], "kinds": KINDS}
         if stage.data == "transfer" and "hidden_state_weight" in settings:
             changes["representation_weight"] = settings["hidden_state_weight"]
         stages.append(replace(stage, **changes))

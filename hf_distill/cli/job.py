@@ -19,7 +19,7 @@ from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.recipes import Compressed, Stage, train_on_labels
 from hf_distill.recipes.job import Job as Recipe
 from hf_distill.recipes.reading import readable_length
-from hf_distill.recipes.stages import content_of, with_effect
+from hf_distill.recipes.stages import content_of, stages_for, with_effect
 from hf_distill.tasks import Task
 from hf_distill.transfer import ImageRows
 
@@ -109,7 +109,7 @@ class Job:
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """What the student learns, in order."""
-        return stages_of(self.given)[0]
+        return stages_for(self.task.kind, stages_of(self.given)[0])
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

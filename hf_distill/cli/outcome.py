@@ -93,9 +93,8 @@ class Outcome:
         facts.teachers, facts.uses_teacher = [source], True
         facts.base_models, facts.license = list(filter(None, [source.hub_id])), inherited_license(None, [source])
         facts.results = report.quality_table()
-        facts.description = (
-            f"Made by `hf-distill` in {len(stages)} stages; the arguments below are of the last. The task: {job.task}."
-        )
+        number = "one stage, which" if len(stages) == 1 else f"{len(stages)} stages, the last of which"
+        facts.description = f"Made by `hf-distill` in {number} had the arguments below. The task: {job.task}."
         facts.data.names = facts.data.names or [Path(str(job.flags.dataset)).name]
         return write_together(self.made.folder, {"README.md": str(render(facts))})["README.md"]
 

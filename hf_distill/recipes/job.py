@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 from hf_distill.recipes.material import Material
 from hf_distill.recipes.reading import require_fit, require_tokenizer, without_dropout
 from hf_distill.recipes.stages import begin, content_of, fingerprint_of, finish, is_done, run_stage, with_effect
+from hf_distill.recipes.words import share_words
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
 from hf_distill.tasks import Task
@@ -59,8 +60,12 @@ class Job(Material):
             "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
             "training_rows": self.rows_to_see, "arguments": with_effect(self.stage_arguments), "seed": self.seed,
             "min_confidence": self.min_confidence, "max_length": self.max_length, "states": self.state_positions,
+            "words": None if self.task.kind == "image" else "shared",
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
+        shared = {} if self.task.kind == "image" else {"share": partial(
+            share_words, tokenizer=tokenizer, teacher=self.teacher, processing_class=self.processing_class
+        )}  # fmt: skip
         for stage in self.stages:
             settings = {"before": fingerprint_of(settings), **settings, "stage": asdict(stage)}
             student = run_stage(
@@ -68,7 +73,7 @@ class Job(Material):
                 folder=self.folder / stage.name, settings=settings,
                 training_rows=round(stage.share * self.rows_to_see),
                 arguments=self.stage_arguments,
-                data_collator=collator, seed=self.seed,
+                data_collator=collator, seed=self.seed, **shared,
             )  # fmt: skip
         target = self.folder / "student"
         with whole_files(target) as unfinished:
@@ -81,7 +86,7 @@ class Job(Material):
         """A trainer for the last stage on the first rows alone, and its student: to see that everything fits."""
         tokenizer, student = self.start()
         number = min(rows, len(self.train_dataset))
-        few = replace(self, train_dataset=self.train_dataset.select(range(number)))
+        few = replace(self, train_dataset=self.train_dataset.select(range(number)), unlabelled=(), augmented_rows=0)
         args = DistillationTrainingArguments(**{
             "output_dir": str(self.folder / "trial"), "report_to": "none", "per_device_train_batch_size": 8,
             **self.stage_arguments,
@@ -186,7 +191,10 @@ class Job(Material):
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"stages must be one at least, each with a name of its own, got {names}.")
+            raise ValueError(
+                f"stages must be one at least, each with a name of its own, got {names} for a task of kind "
+                f"{self.task.kind!r}."
+            )
         if any(stage.hard_label_weight for stage in self.stages) and self.task.label is None:
             raise ValueError(
                 f"No column of {self.train_dataset.column_names} holds labels, which a stage learns from. Name it: "

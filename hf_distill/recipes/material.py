@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from hf_distill.activations import Needs
 from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.recipes.reading import has_readable_states, number_of_layers, readable_length, width_of
-from hf_distill.recipes.stages import Stage
+from hf_distill.recipes.stages import Stage, stages_for
 from hf_distill.students.budget import count, parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers.loading import has_fast_bf16
@@ -76,6 +76,7 @@ class Material:
         self.folder = Path(self.output_dir)
         self.answers = Path(self.answers_dir or self.folder / "answers")
         self.task = Task.of(self.teacher, self.train_dataset, self.input_columns, self.label_column)
+        self.stages = stages_for(self.task.kind, self.stages)
         if self.task.kind != "image":
             self.exclude = list(self.exclude) if isinstance(self.exclude, Iterator) else self.exclude  # read twice
             self.train_dataset = without_rows(self.train_dataset.with_format(None), self.task.inputs, self.exclude)

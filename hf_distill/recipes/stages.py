@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
 from hf_distill.recipes.reading import rate_for
+from hf_distill.recipes.words import plain_words
 from hf_distill.reports.card_facts import facts_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
@@ -30,6 +31,7 @@ _WITHOUT_EFFECT = {
     "disable_tqdm", "log_level", "logging_dir", "logging_first_step", "logging_steps", "logging_strategy",
     "per_device_eval_batch_size", "report_to", "run_name", "save_steps", "save_strategy", "save_total_limit",
 }  # fmt: skip
+KINDS = ("text", "words", "image")
 CARD, LOG = "card.json", "log.json"  # what a model card says of the training, and what was logged
 
 
@@ -51,6 +53,7 @@ class Stage:
         soft_target_weight: Weight of the soft targets.
         hard_label_weight: Weight of the labels.
         temperature: Of the soft targets.
+        kinds: For which kinds of task it is; the other stages of a task of another kind share its rows.
     """
 
     name: str
@@ -62,12 +65,27 @@ class Stage:
     hard_label_weight: float = 0.0
     temperature: float = 2.0
     learning_rate_width: int | None = None
+    kinds: tuple[str, ...] = KINDS
 
     def learning_rate_of(self, student: PreTrainedModel) -> float:
         """The highest learning rate for a student of this width."""
         if self.learning_rate_width is None:
             return self.learning_rate
         return rate_for(student, self.learning_rate, self.learning_rate_width)
+
+
+def stages_for(kind: str, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages of a task of this kind, which see as many rows as all of them would.
+
+    >>> both = Stage("first", "transfer", 0.75, 1e-3), Stage("second", "task", 0.25, 1e-3, kinds=("image",))
+    >>> [stage.share for stage in stages_for("image", both)], [stage.share for stage in stages_for("text", both)]
+    ([0.75, 0.25], [1.0])
+    """
+    kept = [stage for stage in stages if kind in stage.kinds]
+    if len(kept) == len(stages):
+        return tuple(stages)
+    more = sum(stage.share for stage in stages) / (sum(stage.share for stage in kept) or 1.0)
+    return tuple(replace(stage, share=more * stage.share) for stage in kept)
 
 
 def fingerprint_of(content: Any) -> str:
@@ -163,6 +181,7 @@ def run_stage(
     arguments: Mapping[str, Any],
     data_collator: Any,
     seed: int,
+    share: Callable[[PreTrainedModel], PreTrainedModel] = lambda student: student,
 ) -> PreTrainedModel:
     """Train a stage, or go on where it was interrupted, or open what it made.
 
@@ -177,6 +196,7 @@ def run_stage(
         arguments: More fields of `TrainingArguments`.
         data_collator: What makes a batch.
         seed: Of the order of the rows and the dropout.
+        share: What is done to the student before training, such as [`share_words`].
     """
     if is_done(folder, settings):
         return type(student).from_pretrained(folder / "model", dtype=student.dtype)
@@ -201,13 +221,14 @@ def run_stage(
         **given,
     })  # fmt: skip
     set_seed(seed)
-    trainer = DistillationTrainer(student, args, data_collator, rows(), losses=dict(losses))
+    trainer = DistillationTrainer(share(student), args, data_collator, rows(), losses=dict(losses))
     show_bars_only(trainer)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    trainer.model.save_pretrained(folder / "model")
+    student = plain_words(trainer.model)
+    student.save_pretrained(folder / "model")
     (folder / CARD).write_text(json.dumps(facts_of(trainer).to_dict(), default=str))
     (folder / LOG).write_text(json.dumps(trainer.state.log_history))
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     finish(folder, settings)
-    return trainer.model
+    return student

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from hf_distill.transfer.augment import AUGMENTATIONS, Words, text_of, words_of
 from hf_distill.transfer.replace import neighbour_words, replace_words, word_table
 
-ROWS_EACH, MOST_ROWS = 15, 120_000  # new rows, for each of the task's and in all
+ROWS_EACH, MOST_ROWS = 60, 120_000  # new rows, for each of the task's and in all
 ATTEMPTS = 4  # to make as many rows as asked for, where short texts come out alike
 SOURCE = "source"  # the column that tells where a row is from
 
@@ -46,7 +46,7 @@ def build_transfer_set(
             teacher's embeddings (`hf_distill.transfer.replace`; TinyBERT, Jiao et al., 2020). Of a pair one text is
             new, the other stays, but beside recombined clauses stands a text of any row. By default all that need no
             other model than the `teacher`, if there is one.
-        augmented_rows: How many; by default 15 times the task's rows, 120,000 at most.
+        augmented_rows: How many; by default 60 times the task's rows, 120,000 at most.
         exclude: Rows that must not be in it, such as the texts of validation and test splits.
         seed: The same seed makes the same rows.
         masked_lm: For `"replace_words"`: a model with a masked-LM head, or its name or folder.

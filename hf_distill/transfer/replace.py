@@ -22,6 +22,7 @@ Slot = tuple[int, int]  # a text, a word of it
 _PARTS = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)  # a word between its punctuation
 
 SHARE, CANDIDATES = 0.4, 15  # Jiao et al., 2020, section 4.2
+NEIGHBOURS = 100  # in the embeddings
 
 
 def replace_words(
@@ -97,7 +98,7 @@ def neighbour_words(
     teacher: Any,
     processing_class: Any,
     share: float = SHARE,
-    candidates: int = CANDIDATES,
+    candidates: int = NEIGHBOURS,
 ) -> list[Words]:
     """Texts in which words are replaced by those that are nearest to them in the teacher's input embeddings.
 

@@ -1,0 +1,91 @@
+"""Embeddings whose words learn together, so that a student also knows words that stand in none of its texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, normalize
+from transformers import PreTrainedModel
+
+from hf_distill.transfer.replace import word_table
+
+
+class SharedWords(nn.Embedding):
+    """A table of words that is changed by one matrix of the teacher's rows: `weight + table @ change`.
+
+    Where texts are few, a row of its own for each word is learned by heart, and a word that is in none of them stays
+    behind. What all rows share carries over to it, since words of like meaning have like rows in the teacher.
+
+    Args:
+        start: The student's table before training, (V, H), which stays as it is.
+        table: The teacher's rows of the same tokens, (V, teacher's H).
+
+    Shape:
+        (...) -> (..., H)
+    """
+
+    table: Tensor
+
+    def __init__(self, start: nn.Embedding, table: Tensor) -> None:
+        super().__init__(start.num_embeddings, start.embedding_dim, start.padding_idx, _weight=start.weight.detach())
+        self.weight.requires_grad_(False)
+        self.register_buffer("table", normalize(table.to(start.weight), dim=-1), persistent=False)
+        self.change = nn.Parameter(torch.zeros(table.shape[1], self.embedding_dim).to(start.weight))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The rows of tokens."""
+        return super().forward(input) + embedding(input, self.table) @ self.change
+
+    @torch.no_grad()
+    def plain(self) -> nn.Embedding:
+        """An ordinary table with the same rows."""
+        weight = self.weight + self.table @ self.change
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, _weight=weight)
+
+
+def share_words(
+    student: PreTrainedModel, tokenizer: Any, teacher: PreTrainedModel, processing_class: Any
+) -> PreTrainedModel:
+    """The student with [`SharedWords`], or as it is where either model has no table of words, or shares it.
+
+    Args:
+        student: Its table is looked at; other parts of the model must not use it.
+        tokenizer: The student's, with tokens of the teacher's.
+        teacher: Has the rows.
+        processing_class: The teacher's tokenizer.
+    """
+    table, places = word_table(teacher), _places(student)
+    start = student.get_submodule(places[0]) if len(places) == 1 else None
+    if table is None or type(start) is not nn.Embedding:
+        return student
+    ids = processing_class.get_vocab()
+    rows = torch.zeros(start.num_embeddings, table.shape[1])
+    for token, row in tokenizer.get_vocab().items():
+        if row < len(rows) and ids.get(token, len(table)) < len(table):
+            rows[row] = table[ids[token]]
+    _put(student, places[0], SharedWords(start, rows))
+    return student
+
+
+def plain_words(student: PreTrainedModel) -> PreTrainedModel:
+    """The student with an ordinary table again."""
+    for name, module in list(student.named_modules()):
+        if isinstance(module, SharedWords):
+            _put(student, name, module.plain())
+    return student
+
+
+def _places(model: PreTrainedModel) -> list[str]:
+    """The modules whose weight is the table of words; none of a model that reads no words."""
+    try:
+        weight: Any = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return []
+    return [name for name, module in model.named_modules() if getattr(module, "weight", None) is weight]
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
