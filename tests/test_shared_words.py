@@ -75,13 +75,16 @@ def test_a_word_that_is_in_no_text_moves_as_those_like_it(pair):
     assert moved[2].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", ["no words", "a scaled table", "a table in two places"])
+@pytest.mark.parametrize("kind", ["no words", "a scaled table", "a table in two places", "other tokens"])
 def test_other_students_stay_as_they_are(kind, pair):
     teacher, reader, student, fewer = pair
     if kind == "no words":
         student = vit()
     elif kind == "a scaled table":
         student.bert.embeddings.word_embeddings.__class__ = type("Scaled", (torch.nn.Embedding,), {})
+    elif kind == "other tokens":
+        fewer = original("unigram")
+        reader = type("Reader", (), {"get_vocab": lambda self: {"none of them": 0}})()
     else:
         student.other = torch.nn.Linear(8, len(fewer), bias=False)
         student.other.weight = student.get_input_embeddings().weight

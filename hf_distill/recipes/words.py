@@ -61,10 +61,12 @@ def share_words(
     if table is None or type(start) is not nn.Embedding:
         return student
     ids = processing_class.get_vocab()
-    rows = torch.zeros(start.num_embeddings, table.shape[1])
-    for token, row in tokenizer.get_vocab().items():
-        if row < len(rows) and ids.get(token, len(table)) < len(table):
-            rows[row] = table[ids[token]]
+    pairs = [(row, ids[token]) for token, row in tokenizer.get_vocab().items() if token in ids]
+    pairs = [(ours, theirs) for ours, theirs in pairs if ours < start.num_embeddings and theirs < len(table)]
+    if not pairs:
+        return student
+    rows = table.new_zeros(start.num_embeddings, table.shape[1])
+    rows[[ours for ours, _ in pairs]] = table[[theirs for _, theirs in pairs]]
     _put(student, places[0], SharedWords(start, rows))
     return student
 
