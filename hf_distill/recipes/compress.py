@@ -27,16 +27,8 @@ from hf_distill.recipes.stages import Stage
 # answer already, more weight does not help: tagger of width 40, 100,000 rows, weight 1: 90.6 % of the words, 4: 90.1.
 # New rows, of the task's alone: five of each 122, 147; a third of them with neighbouring words 116, 132; 15 of each
 # 103, 131; with neighbouring words 97, 113. Leaving out 10 % of the tokens that the student reads: 104, 77.
-# Few texts: 2,000 of the films' training rows and no others, teacher 82.4 % of the other 6,604; 200,000 rows, KL and
-# agreement there, and in brackets on the further sentences. 15 new texts of each, of 15 neighbours: 549, 78.7 (659,
-# 70.5); 60 of each: 498, 80.1 (605, 72.2); of 100 neighbours: 467, 81.1 (579, 73.9); a fourth kind with any word of
-# the vocabulary instead: 465, 81.0 (507, 74.4). Words that learn together (`SharedWords`), 15 of each: 460, 81.5 (532,
-# 76.5), with a table that stays as it is: 516, 79.6 (575, 73.0); 60 of each and 100 neighbours: 436, 82.1 (505, 76.5).
-# Of these, before the second stage on their own rows: 327, 82.4 (368, 77.7), since a teacher knows its training rows
-# by heart. Of 80,000 texts with the further sentences: rows apart 81, 89.8 (63, 85.5) and after the second stage 82,
-# 89.8 (70, 84.7); together 80, 88.4 (60, 85.3) and 85, 89.0 (72, 84.4). So texts have no second stage.
-# Together, too: films at 100x, the same 80,000 texts, KL and agreement 136, 83.8 (87, 82.6), apart 141, 83.4 (90,
-# 81.7); Brown's tags at 10x, 150,000 rows of 45,000 and no new ones, 54, 97.6, apart 60, 97.4.
+# How many new texts of how many neighbours, words that learn together, and no second stage of texts: "Few texts" in
+# README.md.
 # The second stage has no labels, with which a teacher's training rows are learned by heart. Agreement on validation
 # rows after the first stage, after the second with labels of weight 0.5, and with soft targets alone: films (400,000
 # rows) 86.6, 85.4, 86.4, and on further sentences 84.6, 83.4, 84.2; Brown's tags 95.3, 95.4, 95.5; Fashion-MNIST,
