@@ -24,15 +24,20 @@ MEMBERS = ("amazonReviewSnippets", "nytEditorialSnippets", "tweets")
 FROM_BROWN, HELD_OUT = 34_000, 4_000
 
 
+def rated_lines(archive: Path, name: str) -> list[str]:
+    """One of the archive's sources: number, rating and sentence of each line, apart by tabs."""
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+        if file is None:
+            raise SystemExit(f"{name} in {archive} is not an ordinary file.")
+        return file.read().decode("utf-8", errors="replace").splitlines()
+
+
 def of_the_archive(archive: Path) -> Iterator[str]:
     """The sentences of the other three sources, whose ratings are not read."""
-    with tarfile.open(archive) as tar:
-        for name in MEMBERS:
-            file = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
-            if file is None:
-                raise SystemExit(f"{name} in {archive} is not an ordinary file.")
-            for line in file.read().decode("utf-8", errors="replace").splitlines():
-                yield " ".join(html.unescape(line.split("\t", 2)[-1]).split())
+    for name in MEMBERS:
+        for line in rated_lines(archive, name):
+            yield " ".join(html.unescape(line.split("\t", 2)[-1]).split())
 
 
 def of_brown(folder: Path) -> list[str]:

@@ -13,23 +13,18 @@ from __future__ import annotations
 
 import random
 import sys
-import tarfile
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from make_further_sentences import rated_lines
 
-MEMBER = "amazonReviewSnippets_GroundTruth.txt"
+NAME = "amazonReviewSnippets"
 TEST, VALIDATION = 0.3, 0.4  # up to which share of the reviews
 
 
 def read_ratings(archive: Path) -> list[tuple[int, float, str]]:
     """Each sentence's review, mean rating from -4 to 4, and text."""
-    with tarfile.open(archive) as tar:
-        file = tar.extractfile(f"hutto_ICWSM_2014/{MEMBER}")
-        if file is None:
-            raise SystemExit(f"{MEMBER} in {archive} is not an ordinary file.")
-        lines = file.read().decode("utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
+    rows = [line.split("\t") for line in rated_lines(archive, NAME)]
     return [(int(sentence.split("_")[0]), float(rating), text) for sentence, rating, text in rows]
 
 

@@ -85,8 +85,8 @@ def compress(
     3. The student learns the teacher's answers and its final states, of every token, on all of them, without labels.
        States take 2 bytes a number on disk; where that is more than 10 GB, those of first tokens alone are kept, and
        of words none. Of a set that is more than twice what the student will see, the teacher judges that much.
-       The rows of its table of words move together, by one matrix of the teacher's, so that words move too that are
-       in none of the texts.
+       Its word embeddings move together, by one linear map of the teacher's, so that words move too that are in none
+       of the texts.
     4. Of words and images it is polished on the training rows alone, at a small learning rate. The teacher's answers
        are all it learns from; labels too where a stage of yours has a `hard_label_weight`.
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
+from hf_distill.recipes.embeddings import map_embedding
 from hf_distill.recipes.material import Material
 from hf_distill.recipes.reading import require_fit, require_tokenizer, without_dropout
 from hf_distill.recipes.stages import begin, content_of, fingerprint_of, finish, is_done, run_stage, with_effect
-from hf_distill.recipes.words import share_words
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
 from hf_distill.tasks import Task
@@ -60,11 +60,11 @@ class Job(Material):
             "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
             "training_rows": self.rows_to_see, "arguments": with_effect(self.stage_arguments), "seed": self.seed,
             "min_confidence": self.min_confidence, "max_length": self.max_length, "states": self.state_positions,
-            "words": None if self.task.kind == "image" else "shared",
+            "embedding": None if self.task.kind == "image" else "mapped",
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
-        shared = {} if self.task.kind == "image" else {"share": partial(
-            share_words, tokenizer=tokenizer, teacher=self.teacher, processing_class=self.processing_class
+        mapped = {} if self.task.kind == "image" else {"prepare": partial(
+            map_embedding, tokenizer=tokenizer, teacher=self.teacher, processing_class=self.processing_class
         )}  # fmt: skip
         for stage in self.stages:
             settings = {"before": fingerprint_of(settings), **settings, "stage": asdict(stage)}
@@ -73,7 +73,7 @@ class Job(Material):
                 folder=self.folder / stage.name, settings=settings,
                 training_rows=round(stage.share * self.rows_to_see),
                 arguments=self.stage_arguments,
-                data_collator=collator, seed=self.seed, **shared,
+                data_collator=collator, seed=self.seed, **mapped,
             )  # fmt: skip
         target = self.folder / "student"
         with whole_files(target) as unfinished:

@@ -18,8 +18,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.losses import DistillationLoss
+from hf_distill.recipes.embeddings import plain_embedding
 from hf_distill.recipes.reading import rate_for
-from hf_distill.recipes.words import plain_words
 from hf_distill.reports.card_facts import facts_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
@@ -181,7 +181,7 @@ def run_stage(
     arguments: Mapping[str, Any],
     data_collator: Any,
     seed: int,
-    share: Callable[[PreTrainedModel], PreTrainedModel] = lambda student: student,
+    prepare: Callable[[PreTrainedModel], PreTrainedModel] = lambda student: student,
 ) -> PreTrainedModel:
     """Train a stage, or go on where it was interrupted, or open what it made.
 
@@ -196,7 +196,7 @@ def run_stage(
         arguments: More fields of `TrainingArguments`.
         data_collator: What makes a batch.
         seed: Of the order of the rows and the dropout.
-        share: What is done to the student before training, such as [`share_words`].
+        prepare: What is done to the student before training, such as [`map_embedding`].
     """
     if is_done(folder, settings):
         return type(student).from_pretrained(folder / "model", dtype=student.dtype)
@@ -221,10 +221,10 @@ def run_stage(
         **given,
     })  # fmt: skip
     set_seed(seed)
-    trainer = DistillationTrainer(share(student), args, data_collator, rows(), losses=dict(losses))
+    trainer = DistillationTrainer(prepare(student), args, data_collator, rows(), losses=dict(losses))
     show_bars_only(trainer)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    student = plain_words(trainer.model)
+    student = plain_embedding(trainer.model)
     student.save_pretrained(folder / "model")
     (folder / CARD).write_text(json.dumps(facts_of(trainer).to_dict(), default=str))
     (folder / LOG).write_text(json.dumps(trainer.state.log_history))

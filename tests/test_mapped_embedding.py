@@ -1,4 +1,4 @@
-"""Words that learn together: the rows of a student's table move by one matrix of the teacher's."""
+"""Word embeddings of a student that move by one linear map of the teacher's."""
 
 import copy
 
@@ -11,7 +11,7 @@ from test_transfer_set import bert, vit
 from test_vocabulary import CORPUS, original
 
 from hf_distill.recipes import Stage
-from hf_distill.recipes.words import SharedWords, plain_words, share_words
+from hf_distill.recipes.embeddings import MappedEmbedding, map_embedding, plain_embedding
 from hf_distill.students import trim_vocabulary
 
 
@@ -29,15 +29,15 @@ def pair():
     return teacher, reader, student, fewer
 
 
-def shared(pair):
+def mapped(pair):
     teacher, reader, student, fewer = pair
-    return share_words(student, fewer, teacher, reader)
+    return map_embedding(student, fewer, teacher, reader)
 
 
 def test_a_row_is_its_start_and_the_teachers_row_of_length_one_times_the_matrix(pair):
     teacher, reader, student, fewer = pair
     start, rows = table_of(student), table_of(teacher)
-    words = shared(pair).get_input_embeddings()
+    words = mapped(pair).get_input_embeddings()
     torch.nn.init.normal_(words.change)
     change = words.change.detach().double().numpy()
     for token, k in fewer.get_vocab().items():
@@ -49,13 +49,13 @@ def test_a_row_is_its_start_and_the_teachers_row_of_length_one_times_the_matrix(
 
 def test_before_and_after_the_student_is_the_same(pair):
     before, batch = copy.deepcopy(pair[2]).eval(), pair[3](CORPUS[:4], padding=True, return_tensors="pt")
-    student = shared(pair).eval()
+    student = mapped(pair).eval()
     with torch.no_grad():
         assert torch.equal(student(**batch).logits, before(**batch).logits)
         torch.nn.init.normal_(student.get_input_embeddings().change)
         moved = student(**batch).logits
         assert not torch.allclose(moved, before(**batch).logits, atol=1e-3)
-        assert torch.allclose(plain_words(student)(**batch).logits, moved, atol=1e-5)
+        assert torch.allclose(plain_embedding(student)(**batch).logits, moved, atol=1e-5)
     assert [(name, p.shape, p.requires_grad) for name, p in student.named_parameters()] == [
         (name, p.shape, p.requires_grad) for name, p in before.named_parameters()
     ]
@@ -64,7 +64,7 @@ def test_before_and_after_the_student_is_the_same(pair):
 
 def test_a_word_that_is_in_no_text_moves_as_those_like_it(pair):
     rows = torch.eye(4)[[0, 0, 1, 2]] * torch.tensor([[1.0], [3.0], [1.0], [1.0]])
-    words = SharedWords(torch.nn.Embedding(4, 3), rows)
+    words = MappedEmbedding(torch.nn.Embedding(4, 3), rows)
     before = words.weight.clone()
     words(torch.tensor([0, 3])).sum().backward()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_other_students_stay_as_they_are(kind, pair):
         student.other = torch.nn.Linear(8, len(fewer), bias=False)
         student.other.weight = student.get_input_embeddings().weight
     modules = [type(module) for module in student.modules()]
-    assert share_words(student, fewer, teacher, reader) is student
+    assert map_embedding(student, fewer, teacher, reader) is student
     assert [type(module) for module in student.modules()] == modules
 
 

@@ -1,4 +1,4 @@
-"""Embeddings whose words learn together, so that a student also knows words that stand in none of its texts."""
+"""Word embeddings learned as one linear map of the teacher's, which moves words too that are in none of the texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from transformers import PreTrainedModel
 from hf_distill.transfer.replace import word_table
 
 
-class SharedWords(nn.Embedding):
-    """A table of words that is changed by one matrix of the teacher's rows: `weight + table @ change`.
+class MappedEmbedding(nn.Embedding):
+    """Word embeddings changed by one linear map of the teacher's: `weight + table @ change`, of which `change` learns.
 
     Where texts are few, a row of its own for each word is learned by heart, and a word that is in none of them stays
     behind. What all rows share carries over to it, since words of like meaning have like rows in the teacher.
 
     Args:
-        start: The student's table before training, (V, H), which stays as it is.
-        table: The teacher's rows of the same tokens, (V, teacher's H).
+        start: The student's embeddings before training, (V, H), which stay as they are.
+        table: The teacher's of the same tokens, (V, teacher's H); each is taken at length 1.
 
     Shape:
         (...) -> (..., H)
@@ -40,18 +40,19 @@ class SharedWords(nn.Embedding):
 
     @torch.no_grad()
     def plain(self) -> nn.Embedding:
-        """An ordinary table with the same rows."""
+        """An ordinary embedding with the same rows."""
         weight = self.weight + self.table @ self.change
         return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, _weight=weight)
 
 
-def share_words(
+def map_embedding(
     student: PreTrainedModel, tokenizer: Any, teacher: PreTrainedModel, processing_class: Any
 ) -> PreTrainedModel:
-    """The student with [`SharedWords`], or as it is where either model has no table of words, or shares it.
+    """The student with [`MappedEmbedding`], or as it is where either model has no word embeddings, they are scaled or
+    of another class, or another part of the student uses them too.
 
     Args:
-        student: Its table is looked at; other parts of the model must not use it.
+        student: Changed in place.
         tokenizer: The student's, with tokens of the teacher's.
         teacher: Has the rows.
         processing_class: The teacher's tokenizer.
@@ -67,20 +68,20 @@ def share_words(
         return student
     rows = table.new_zeros(start.num_embeddings, table.shape[1])
     rows[[ours for ours, _ in pairs]] = table[[theirs for _, theirs in pairs]]
-    _put(student, places[0], SharedWords(start, rows))
+    _put(student, places[0], MappedEmbedding(start, rows))
     return student
 
 
-def plain_words(student: PreTrainedModel) -> PreTrainedModel:
-    """The student with an ordinary table again."""
+def plain_embedding(student: PreTrainedModel) -> PreTrainedModel:
+    """The student with an ordinary embedding again, changed in place."""
     for name, module in list(student.named_modules()):
-        if isinstance(module, SharedWords):
+        if isinstance(module, MappedEmbedding):
             _put(student, name, module.plain())
     return student
 
 
 def _places(model: PreTrainedModel) -> list[str]:
-    """The modules whose weight is the table of words; none of a model that reads no words."""
+    """The modules that have the word embeddings as weight; none of a model that reads no words."""
     try:
         weight: Any = model.get_input_embeddings().weight
     except (AttributeError, NotImplementedError):
