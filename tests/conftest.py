@@ -13,6 +13,12 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--on-gpu", action="store_true", help="trainers of `make_args` use the GPU; oracles stay as they are"
+    )
+
+
 def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         for item in items:
@@ -47,14 +53,14 @@ def fp32_unless_a_test_says_otherwise():
 
 
 @pytest.fixture
-def make_args(tmp_path):
-    """Quiet CPU arguments; SGD, since AdamW turns rounding noise into steps."""
+def make_args(tmp_path, pytestconfig):
+    """Quiet arguments, on the CPU unless `--on-gpu`; SGD, since AdamW turns rounding noise into steps."""
 
     def make(**kwargs):
         cls = kwargs.pop("cls", DistillationTrainingArguments)
         defaults = {
             "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
+            "use_cpu": not pytestconfig.getoption("--on-gpu", default=False),
             "report_to": "none",
             "disable_tqdm": True,
             "optim": "sgd",

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 from pathlib import Path
 
 import torch
+from _device import DEVICES, peak_megabytes
 from step import SHAPES, model, rows, train
 from transformers import BertForSequenceClassification
 
 
 def peak(variant: str, options: argparse.Namespace, cache: Path) -> float:
-    """Peak resident memory of this process after one training run, in MB."""
+    """Peak memory of this process after one training run, in MB."""
     torch.set_num_threads(1)
     teacher = BertForSequenceClassification.from_pretrained(options.teacher_path) if variant == "docs" else None
     train(variant, options, rows(options.rows), teacher, cache)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return peak_megabytes(options.device)
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     options = parser.parse_args()
     options.vocabulary = 30_522
     fresh = multiprocessing.get_context("spawn")

@@ -1,7 +1,8 @@
 """What distillation costs: the recipe of the docs, plain fine-tuning, and this library, at equal work.
 
 Every variant trains the same student on the same rows in the same order, without dropout. CPU time of this
-process on one thread, variants interleaved round by round; a ratio is the median of the rounds' own ratios.
+process on one thread, or wall time on a GPU, variants interleaved round by round; a ratio is the median of the
+rounds' own ratios.
 Each line also says how far its loss curve is from that of the docs' recipe in fp32: speed that changes the result
 does not count.
 
@@ -16,7 +17,6 @@ import json
 import shutil
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from _device import DEVICES, UNIT, clock
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
@@ -88,17 +89,17 @@ def train(
     """CPU seconds of one training run, and its loss after every step."""
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
-            "output_dir": folder, "num_train_epochs": options.epochs, "seed": 0, "use_cpu": True,
+            "output_dir": folder, "num_train_epochs": options.epochs, "seed": 0, "use_cpu": options.device == "cpu",
             "per_device_train_batch_size": options.batch_size, "logging_strategy": "no", "save_strategy": "no",
-            "report_to": "none", "disable_tqdm": True,
+            "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": options.device == "cuda",
         }  # fmt: skip
         student = model(options.student, seed=1, vocabulary=options.vocabulary)
-        start = time.process_time()
+        start = clock(options.device)
         if variant in ("docs", "plain"):
             kind = DocsTrainer if variant == "docs" else Trainer
             trainer: Trainer = kind(student, TrainingArguments(**common), collate, data)
             if isinstance(trainer, DocsTrainer):
-                trainer.teacher = teacher.eval()
+                trainer.teacher = teacher.eval().to(options.device)
         else:
             own: dict[str, Any] = {"padding_free": "padded" not in variant}
             in_bf16 = variant.partition("bf16")[2]
@@ -118,7 +119,7 @@ def train(
 
         trainer.training_step = remembering  # the log rounds to four digits
         trainer.train()
-        seconds = time.process_time() - start
+        seconds = clock(options.device) - start
     return seconds, [float(loss) for loss in curve]
 
 
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--variants", nargs="+", default=["docs", "plain", "cache", "cache, second run"])
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--json", type=Path, help="Where to write the figures.")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -162,7 +164,8 @@ def report(options: argparse.Namespace, data: Any, seconds: dict[str, list[float
         f"{options.batch_size}, {options.epochs} epochs, {len(next(iter(seconds.values())))} rounds, "
         f"torch {torch.__version__}\n"
     )
-    print("| variant | CPU s, median [min-max] | of docs | of plain | largest difference of the loss curve |")
+    unit = UNIT[options.device]
+    print(f"| variant | {unit}, median [min-max] | of docs | of plain | largest difference of the loss curve |")
     print("|---|---|---|---|---|")
     lines = {}
     for name, spent in seconds.items():

@@ -1,11 +1,11 @@
 """What a large vocabulary costs: one training step of a language model, in time and in peak memory.
 
 Variants of a job learn from the same rows with the same loss (forward KL at temperature 1 at every labelled position),
-and each line says how far its loss is from that of the naive loop. CPU time of this process on one thread, variants
-interleaved round by round; a ratio is the median of the rounds' own ratios. Memory is the peak of a fresh process that
-trains two steps. Losses of other libraries are lines of the table where these are installed (the extra `bench`), all
-called in the same loop. The cached variants are epoch 2 on: the teacher's answers are read from disk in every step,
-and there is no teacher.
+and each line says how far its loss is from that of the naive loop. CPU time of this process on one thread, or wall
+time on a GPU, variants interleaved round by round; a ratio is the median of the rounds' own ratios. Memory is the peak
+of a fresh process that trains two steps (on a GPU: of its tensors). Losses of other libraries are lines of the table
+where these are installed (the extra `bench`), all called in the same loop. The cached variants are epoch 2 on: the
+teacher's answers are read from disk in every step, and there is no teacher.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from _device import DEVICES, UNIT, clock, peak_megabytes
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
@@ -49,6 +48,7 @@ JOBS: dict[str, tuple[str, str, int, int, int]] = {
     "masked LM, 4x312": ("masked", "4x312", 30_522, 8, 64),
     "causal LM": ("causal", "4x384", 32_000, 2, 256),
     "large vocabulary": ("causal", "4x384", 151_936, 2, 512),
+    "large vocabulary, 16 rows": ("causal", "4x384", 151_936, 16, 512),  # for a GPU
 }
 
 CACHED = ("causal LM", "masked LM, 6x768", "masked LM, 4x312")
@@ -139,15 +139,15 @@ TRL = {"TRL, GKD's loss": trl_loss, "TRL, chunked kernel": trl_kernel}
 LIGER = {"Liger, fused linear JSD": liger}
 
 
-def step_of(variant: str, job: str, scratch: str) -> Step:
+def step_of(variant: str, job: str, scratch: str, device: str = "cpu") -> Step:
     """What computes the loss of one training step and its gradient, and updates the student."""
     head, shape, vocabulary, _, _ = JOBS[job]
-    student = model(head, STUDENTS[shape], vocabulary, seed=1).train()
+    student = model(head, STUDENTS[shape], vocabulary, seed=1).to(device).train()
     teacher = None
     if variant != "plain fine-tuning":
-        teacher = model(head, TEACHERS[head], vocabulary, seed=2).eval().requires_grad_(False)
+        teacher = model(head, TEACHERS[head], vocabulary, seed=2).to(device).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-    rows = batch(job)
+    rows = {key: value.to(device) for key, value in batch(job).items()}
     if variant in (OURS, *KEPT):
         loss_of = trained_by_us(variant, student, teacher, rows, scratch)
         teacher = None
@@ -170,16 +170,16 @@ def trained_by_us(variant: str, student: Any, teacher: Any, rows: dict[str, torc
     cache = {"teacher_cache_dir": f"{scratch}/cache", "teacher_cache_logits": KEPT[variant]} if variant in KEPT else {}
     count = len(rows["labels"])
     args = DistillationTrainingArguments(
-        scratch, use_cpu=True, report_to="none", temperature=1.0, hard_label_weight=0.0, disable_tqdm=True,
-        per_device_train_batch_size=count, seed=0, teacher_dtype="float32", **cache,
+        scratch, use_cpu=not rows["labels"].is_cuda, report_to="none", temperature=1.0, hard_label_weight=0.0,
+        disable_tqdm=True, per_device_train_batch_size=count, seed=0, teacher_dtype="float32", **cache,
     )  # fmt: skip
-    data = [{key: value[i] for key, value in rows.items()} for i in range(count)]
+    data = [{key: value[i].cpu() for key, value in rows.items()} for i in range(count)]
     trainer = DistillationTrainer(student, args, torch.utils.data.default_collate, data, teacher_model=teacher)
     collate = trainer.get_train_dataloader().collate_fn  # the cache is full now
     if variant in KEPT:
         trainer.teacher.model = None
     student.train()
-    return lambda: trainer.compute_loss(student, collate(data))
+    return lambda: trainer.compute_loss(student, trainer._prepare_inputs(collate(data)))
 
 
 def variants_of(job: str) -> list[str]:
@@ -189,27 +189,27 @@ def variants_of(job: str) -> list[str]:
     return [*LOOPS, OURS, *(KEPT if job in CACHED else ()), *peers]
 
 
-def timed(job: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """CPU seconds of every round for every variant, and its first loss."""
+def timed(job: str, rounds: int, device: str = "cpu") -> dict[str, dict[str, Any]]:
+    """Seconds of every round for every variant, and its first loss."""
     with tempfile.TemporaryDirectory() as scratch:
-        steps = {variant: step_of(variant, job, scratch) for variant in variants_of(job)}
+        steps = {variant: step_of(variant, job, scratch, device) for variant in variants_of(job)}
         losses = {variant: float(step()) for variant, step in steps.items()}  # also warms up
         seconds: dict[str, list[float]] = {variant: [] for variant in steps}
         for _ in range(rounds):
             for variant, step in steps.items():
-                start = time.process_time()
+                start = clock(device)
                 step()
-                seconds[variant].append(time.process_time() - start)
+                seconds[variant].append(clock(device) - start)
     return {variant: {"seconds": seconds[variant], "loss": losses[variant]} for variant in steps}
 
 
-def peak(variant: str, job: str) -> float:
-    """Peak resident memory of this process after two training steps, in MB."""
+def peak(variant: str, job: str, device: str) -> float:
+    """Peak memory of this process after two training steps, in MB."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        step = step_of(variant, job, scratch)
+        step = step_of(variant, job, scratch, device)
         step(), step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return peak_megabytes(device)
 
 
 def paired(spent: list[float], other: list[float]) -> float:
@@ -217,27 +217,28 @@ def paired(spent: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(spent, other, strict=True))
 
 
-def print_times(job: str, lines: dict[str, dict[str, Any]]) -> None:
+def print_times(job: str, lines: dict[str, dict[str, Any]], device: str = "cpu") -> None:
     """A table of one job; adds the ratios to its lines."""
     print(f"\n{job}: {JOBS[job]}\n")
-    print("| variant | CPU s, median [min-max] | of naive | of plain | hf_distill of it | loss against naive |")
+    unit = UNIT[device]
+    print(f"| variant | {unit}, median [min-max] | of naive | of plain | hf_distill of it | loss against naive |")
     print("|---|---|---|---|---|---|")
     for variant, line in lines.items():
         spent, base = line["seconds"], lines["naive loop"]
         of = {name: paired(spent, lines[name]["seconds"]) for name in LOOPS}
         line["ratios"] = {**of, "hf_distill of it": paired(lines[OURS]["seconds"], spent)}
         change = "" if variant == "plain fine-tuning" else f"{abs(line['loss'] / base['loss'] - 1):.1e}"
-        times = f"{statistics.median(spent):.2f} [{min(spent):.2f}-{max(spent):.2f}]"
+        times = f"{statistics.median(spent):.3g} [{min(spent):.3g}-{max(spent):.3g}]"
         ratios = " | ".join(f"{ratio:.3f}" for ratio in line["ratios"].values())
         print(f"| {variant} | {times} | {ratios} | {change} |", flush=True)
 
 
-def print_peaks(job: str) -> dict[str, float]:
+def print_peaks(job: str, device: str) -> dict[str, float]:
     """A table of one job's peaks in MB, each of a process of its own."""
     peaks = {}
     for variant in variants_of(job):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peaks[variant] = pool.apply(peak, (variant, job))
+            peaks[variant] = pool.apply(peak, (variant, job, device))
     print(f"\nPeak memory, {job}: {JOBS[job]}\n\n| variant | peak MB | hf_distill of it |\n|---|---|---|")
     for variant, megabytes in peaks.items():
         print(f"| {variant} | {megabytes:.0f} | {peaks[OURS] / megabytes:.3f} |", flush=True)
@@ -247,18 +248,20 @@ def print_peaks(job: str) -> dict[str, float]:
 def main() -> None:
     """Print tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=[job for job in JOBS if job != "large vocabulary"])
+    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=[job for job in JOBS if "large" not in job])
     parser.add_argument("--memory", nargs="*", choices=JOBS, default=["large vocabulary"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--json", type=Path, help="Where to write the figures.")
     options = parser.parse_args()
+    device = options.device
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    results: dict[str, Any] = {"memory": {job: print_peaks(job) for job in options.memory}, "time": {}}
+    results: dict[str, Any] = {"memory": {job: print_peaks(job, device) for job in options.memory}, "time": {}}
     for job in options.jobs:
-        results["time"][job] = timed(job, options.rounds)
-        print_times(job, results["time"][job])
+        results["time"][job] = timed(job, options.rounds, device)
+        print_times(job, results["time"][job], device)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
