@@ -13,36 +13,7 @@ from hf_distill.recipes.job import Compressed, Job
 from hf_distill.recipes.reading import WIDTH
 from hf_distill.recipes.stages import Stage
 
-# Chosen on the 1,000 validation rows of the movie sentences at 10x, one seed, 120,000 rows in the first stage (one
-# standard error is 1.2 points; the teacher had learned from these rows too). Accuracy and agreement in %:
-# learning rate 1e-3: 81.2, 85.7; 2e-3: 79.9, 83.6. Final states by cosine: 82.0, 86.5; by squared error: 81.2, 85.7.
-# Without dropout: 81.2, 85.7; at 0.1: 80.6, 84.7, and from random weights instead of the teacher's: 80.9, 84.4.
-# Four narrow blocks for two wide ones: 81.8, 85.9. More texts, of other kinds too: 80.9, 86.0.
-# With those, 180,000 rows, and agreement on 4,000 further sentences as the third number: 82.1, 86.6, 83.5; the start
-# measured on task rows: 83.0, 87.7, 83.8; temperature 5 instead of 2: 81.9, 86.6, 84.2; an ELECTRA of as many
-# parameters, narrow embeddings under wide blocks: 80.7, 85.4, 83.3.
-# Whose final states: KL to the teacher's answers on validation rows and on the further sentences, in 0.001 nats. Of
-# first tokens 104, 77; of all tokens at weight 1 93, 67, at 4 85, 62, at 16 79, 61 (accuracy 82.9, agreement 88.6, and
-# 85.6 on further sentences); at 4 in a stage of its own before, of 30 % of the rows, 91, 64. Where every word has an
-# answer already, more weight does not help: tagger of width 40, 100,000 rows, weight 1: 90.6 % of the words, 4: 90.1.
-# New rows, of the task's alone: five of each 122, 147; a third of them with neighbouring words 116, 132; 15 of each
-# 103, 131; with neighbouring words 97, 113. Leaving out 10 % of the tokens that the student reads: 104, 77.
-# How many new texts of how many neighbours, words that learn together, and no second stage of texts: "Few texts" in
-# README.md.
-# The second stage has no labels, with which a teacher's training rows are learned by heart. Agreement on validation
-# rows after the first stage, after the second with labels of weight 0.5, and with soft targets alone: films (400,000
-# rows) 86.6, 85.4, 86.4, and on further sentences 84.6, 83.4, 84.2; Brown's tags 95.3, 95.4, 95.5; Fashion-MNIST,
-# whose first stage sees mixed images, 93.9, 94.7, 94.5.
-# The learning rates are those of a student of width 160 (`rate_for`). At 3e-3 instead of 1e-3 a tagger of width 40 had
-# 90.2 instead of 85.0 % of the validation words right after 100,000 rows; scaled, a ResNet that ends 12 wide had 88.6
-# instead of 84.8 % of Fashion-MNIST. For films at width 38, 200,000 rows, 3.3e-3 and 1e-3 are alike: agreement 82.5
-# and 82.3, and on further sentences 80.7 and 80.9.
-# Rows seen at 100x, 400,000 and 1,200,000: Fashion-MNIST 88.6 and 89.8 (agreement 90.2, 91.9), Brown's tags 95.3 and
-# 95.9 (96.2, 96.9), of validation images and words. 1,265,000 and 2,000,000: Fashion-MNIST 90.1 and 91.0 (91.7, 92.9).
-# At 10x, 400,000 and 800,000, five seeds: Fashion-MNIST 91.6 to 92.4 and 92.7 to 93.3 (94.8 to 95.1, 95.9 to 96.5).
-# 400,000 and 2,000,000 at 100x: films 79.5 and 80.2 (84.3, 85.6, and on further sentences 80.5, 80.8). A third block
-# at 100x: tags 95.3 and 95.2, films 79.5 and 79.8. Half of the rows in the second stage, 400,000: Fashion-MNIST 88.6
-# and 88.1.
+# Chosen on validation rows: "How the settings were chosen" in README.md. Rates are those of a student of width 160.
 STAGES = (
     Stage("transfer", "transfer", 0.9, learning_rate=1e-3, learning_rate_width=WIDTH, representation_weight=1.0),
     Stage("polish", "task", 0.1, learning_rate=2e-4, learning_rate_width=WIDTH, kinds=("words", "image")),
