@@ -75,13 +75,17 @@ def test_a_word_that_is_in_no_text_moves_as_those_like_it(pair):
     assert moved[2].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", ["no words", "a scaled table", "a table in two places", "other tokens"])
+@pytest.mark.parametrize(
+    "kind", ["no words", "a scaled table", "a frozen table", "a table in two places", "other tokens"]
+)
 def test_other_students_stay_as_they_are(kind, pair):
     teacher, reader, student, fewer = pair
     if kind == "no words":
         student = vit()
     elif kind == "a scaled table":
         student.bert.embeddings.word_embeddings.__class__ = type("Scaled", (torch.nn.Embedding,), {})
+    elif kind == "a frozen table":
+        student.get_input_embeddings().requires_grad_(False)
     elif kind == "other tokens":
         fewer = original("unigram")
         reader = type("Reader", (), {"get_vocab": lambda self: {"none of them": 0}})()
@@ -89,7 +93,9 @@ def test_other_students_stay_as_they_are(kind, pair):
         student.other = torch.nn.Linear(8, len(fewer), bias=False)
         student.other.weight = student.get_input_embeddings().weight
     modules = [type(module) for module in student.modules()]
+    learning = [p.requires_grad for p in student.parameters()]
     assert map_embedding(student, fewer, teacher, reader) is student
+    assert [p.requires_grad for p in student.parameters()] == learning
     assert [type(module) for module in student.modules()] == modules
 
 
@@ -109,3 +115,22 @@ def test_the_recipe_changes_rows_together_and_saves_an_ordinary_table(tmp_path):
     assert np.abs(moved).max() > 1e-2
     assert fitted == pytest.approx(moved, abs=1e-4)
     assert set(weights(made.student)) == set(weights(start))
+
+
+def test_what_is_frozen_in_a_student_of_ones_own_stays(tmp_path):
+    """Through two stages, a run that is done already, and one in which it learns."""
+    stages = [Stage("first", "transfer", 0.5, 1e-2), Stage("second", "task", 0.5, 1e-2)]
+    teacher, own = bert(**SIZES), bert(hidden_size=8, intermediate_size=16, num_hidden_layers=1, vocab_size=500)
+    own.bert.embeddings.requires_grad_(False)
+    fixed = {name for name, parameter in own.named_parameters() if not parameter.requires_grad}
+    given = {"compression": None, "vocabulary_size": None, "student": own, "stages": stages}
+    for _ in range(2):
+        made = make(tmp_path, teacher, **given).student
+        same = {name for name, parameter in made.named_parameters() if torch.equal(parameter, own.get_parameter(name))}
+        assert same >= fixed
+        assert "classifier.weight" not in same
+        assert {name for name, parameter in made.named_parameters() if not parameter.requires_grad} == fixed
+        assert {name for name, parameter in own.named_parameters() if not parameter.requires_grad} == fixed
+    own.requires_grad_(True)
+    moved = make(tmp_path, teacher, **given).student.get_input_embeddings().weight
+    assert not torch.equal(moved, own.get_input_embeddings().weight)

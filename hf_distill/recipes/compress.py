@@ -72,7 +72,8 @@ def compress(
         compression: How many times smaller; 10 if nothing else is given.
         max_parameters: Instead of it.
         max_mb: Instead of it: MB (10^6 bytes) of the student's weights in float32, in which it is trained and kept.
-        student: A student of your own, on the teacher's vocabulary, instead of one to a budget.
+        student: A student of your own, on the teacher's vocabulary, instead of one to a budget. What of it does not
+            require gradients stays as it is.
         vocabulary_size: The most tokens to keep; by default 10,000 for a student of 2.3 M parameters, and more or less
             with the 0.35th power of its size.
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.

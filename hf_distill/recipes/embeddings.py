@@ -49,7 +49,7 @@ def map_embedding(
     student: PreTrainedModel, tokenizer: Any, teacher: PreTrainedModel, processing_class: Any
 ) -> PreTrainedModel:
     """The student with [`MappedEmbedding`], or as it is where either model has no word embeddings, they are scaled or
-    of another class, or another part of the student uses them too.
+    of another class, they do not learn, or another part of the student uses them too.
 
     Args:
         student: Changed in place.
@@ -59,7 +59,7 @@ def map_embedding(
     """
     table, places = word_table(teacher), _places(student)
     start = student.get_submodule(places[0]) if len(places) == 1 else None
-    if table is None or type(start) is not nn.Embedding:
+    if table is None or type(start) is not nn.Embedding or not start.weight.requires_grad:
         return student
     ids = processing_class.get_vocab()
     pairs = [(row, ids[token]) for token, row in tokenizer.get_vocab().items() if token in ids]

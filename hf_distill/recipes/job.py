@@ -14,11 +14,21 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 from hf_distill.recipes.embeddings import map_embedding
 from hf_distill.recipes.material import Material
 from hf_distill.recipes.reading import require_fit, require_tokenizer, without_dropout
-from hf_distill.recipes.stages import begin, content_of, fingerprint_of, finish, is_done, run_stage, with_effect
+from hf_distill.recipes.stages import (
+    begin,
+    content_of,
+    fingerprint_of,
+    finish,
+    frozen,
+    frozen_as,
+    is_done,
+    run_stage,
+    with_effect,
+)
 from hf_distill.students import create_student, trim_vocabulary
 from hf_distill.students.budget import parameter_budget
 from hf_distill.tasks import Task
-from hf_distill.teachers import OnlineTeacher
+from hf_distill.teachers.fingerprint import model_fingerprint
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.writing import alone_in, whole_files
@@ -104,7 +114,7 @@ class Job(Material):
         seeded = {**settings, "seed": self.seed}  # what a student with random weights depends on too
         if is_done(folder, settings) or is_done(folder, seeded):
             tokenizer = None if self.task.kind == "image" else AutoTokenizer.from_pretrained(folder)
-            return tokenizer or self.processing_class, type(self.student or self.teacher).from_pretrained(folder)
+            return tokenizer or self.processing_class, self._read(folder)
         begin(folder, settings)
         set_seed(self.seed)
         before = torch.get_rng_state()
@@ -115,14 +125,19 @@ class Job(Material):
         if self.task.kind != "image":
             tokenizer.save_pretrained(folder)
         finish(folder, seeded if drawn else settings)
-        return tokenizer, type(student).from_pretrained(folder)
+        return tokenizer, self._read(folder)
+
+    def _read(self, folder: Path) -> PreTrainedModel:
+        student = type(self.student or self.teacher).from_pretrained(folder)
+        return student if self.student is None else frozen_as(self.student, student)
 
     def _start_settings(self) -> dict[str, Any]:
         rows = self.train_dataset if self.task.kind == "image" else self.transfer
         return {
-            "teacher": OnlineTeacher(self.teacher).fingerprint(), "limits": self.limits,
-            "student": None if self.student is None else OnlineTeacher(self.student).fingerprint(),
+            "teacher": model_fingerprint(self.teacher), "limits": self.limits,
+            "student": None if self.student is None else model_fingerprint(self.student),
             "data": content_of(rows, self.task.inputs), "vocabulary_size": self.vocabulary_size,
+            **({"frozen": names} if self.student is not None and (names := frozen(self.student)) else {}),
         }  # fmt: skip
 
     def _make(self) -> tuple[Any, PreTrainedModel]:

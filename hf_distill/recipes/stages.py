@@ -169,6 +169,18 @@ def show_bars_only(trainer: Trainer) -> None:
         trainer.add_callback(_Bars)
 
 
+def frozen(model: PreTrainedModel) -> list[str]:
+    """The parameters that do not learn."""
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def frozen_as(before: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
+    """A model read from a folder, which does not say what must not learn, with the parameters fixed that were."""
+    for name in frozen(before):
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
 def run_stage(
     stage: Stage,
     student: PreTrainedModel,
@@ -199,7 +211,7 @@ def run_stage(
         prepare: What is done to the student before training, such as [`map_embedding`].
     """
     if is_done(folder, settings):
-        return type(student).from_pretrained(folder / "model", dtype=student.dtype)
+        return frozen_as(student, type(student).from_pretrained(folder / "model", dtype=student.dtype))
     begin(folder, settings)
     given = dict(arguments)
     batch = given.setdefault("per_device_train_batch_size", 32) * given.get("gradient_accumulation_steps", 1)

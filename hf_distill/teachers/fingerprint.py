@@ -57,6 +57,11 @@ def adapters(model: nn.Module) -> list[Any]:
     return [(name, *(getattr(layer, of) for of in says)) for name, layer in layers]
 
 
+def model_fingerprint(model: Any) -> str:
+    """Changes with any weight and any setting that decides a model's answers."""
+    return fingerprint(weights_fingerprint(model), config_fingerprint(model.config), *adapters(model))
+
+
 def files_fingerprint(folder: Path) -> str | None:
     """Of the weight files in a folder, read in pieces; `None` if it holds none."""
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))

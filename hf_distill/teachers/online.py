@@ -13,7 +13,7 @@ from hf_distill.batching import padding_is_inert
 from hf_distill.heads import forward_parameters, head_of, use_eager_attention
 from hf_distill.packing import find_stack, run_on_real_tokens
 from hf_distill.recording import recording
-from hf_distill.teachers.fingerprint import adapters, config_fingerprint, fingerprint, weights_fingerprint
+from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, model_fingerprint
 from hf_distill.teachers.placement import execution_device, stays_where_it_is
 from hf_distill.teachers.shortened import Shortener
 from hf_distill.unprojected import materialised
@@ -140,8 +140,7 @@ class OnlineTeacher:
 
     def fingerprint(self) -> str:
         """Changes with any weight and any setting that decides answers."""
-        of_model = (weights_fingerprint(self.model), config_fingerprint(self.config))
-        return fingerprint(*of_model, *adapters(self.model))
+        return model_fingerprint(self.model)
 
     def readable(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The part of a batch that the model's forward takes."""
