@@ -63,7 +63,7 @@ def head_of(model: nn.Module) -> Head:
             f"{type(core_model(model)).__name__} has no config, by which its task is known. Derive your class from "
             "one of Transformers'."
         )
-    if getattr(config, "is_encoder_decoder", False):
+    if has_decoder_inputs(model):
         raise ValueError(
             f"{type(core_model(model)).__name__} is an encoder-decoder. Its decoder must be fed the same tokens as "
             "the teacher's, which DistillationTrainer does not do yet; use an encoder or a decoder-only student."
@@ -78,6 +78,14 @@ def head_of(model: nn.Module) -> Head:
         problem_type=problem,
         stack="decoder" if kind == "causal_lm" else "encoder",
     )
+
+
+def has_decoder_inputs(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder. The config alone does not tell: of Whisper's audio classifier and T5's
+    token classifier it says so, but they have the encoder alone.
+    """
+    says = getattr(core_model(model).config, "is_encoder_decoder", False)
+    return bool(says) and "decoder_input_ids" in forward_parameters(model)[0]
 
 
 def has_label_names(model: nn.Module) -> bool:

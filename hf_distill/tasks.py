@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_distill.class_labels import IGNORED, class_names, flat, in_order
-from hf_distill.heads import core_model, task_class
+from hf_distill.heads import core_model, has_decoder_inputs, task_class
 
 _KINDS = {
     AutoModelForSequenceClassification: "text",
@@ -86,7 +86,7 @@ class Task:
                 "can be prepared here. Tokenise the data yourself and use DistillationTrainer."
             )
         config = core_model(model).config
-        if getattr(config, "is_encoder_decoder", False):
+        if has_decoder_inputs(model):
             raise ValueError(
                 f"{type(core_model(model)).__name__} is an encoder-decoder, which cannot be distilled here. Fine-tune "
                 "an encoder or a decoder-only model for the task, and take that as the teacher."

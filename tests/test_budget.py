@@ -1,7 +1,9 @@
 """Students to a budget: parameters are counted on the model that comes out."""
 
+import ast
 import copy
 import logging
+import re
 
 import pytest
 import torch
@@ -36,6 +38,24 @@ def test_budgets_are_met_within_five_percent(name, compression, capsys):
     assert f"{parameters(student):,} parameters: embeddings " in said
     numbers = [int(part.split()[-2].replace(",", "")) for part in said.split("parameters: ")[1].split("%)")[:3]]
     assert sum(numbers) == parameters(student)
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        lambda: hf.T5ForTokenClassification(
+            hf.T5Config(d_model=64, d_kv=16, d_ff=256, num_layers=2, num_heads=4, vocab_size=37)
+        ),
+        lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=64, n_layer=2, n_head=4, vocab_size=37)),
+    ],
+    ids=["t5", "bloom, whose feed-forward size follows the hidden size"],
+)
+def test_the_shape_that_is_told_is_the_one_that_is_made(teacher, capsys):
+    student = create_student(teacher(), compression=3)
+    told = ast.literal_eval(re.search(r"blocks, (\{.*\}):", capsys.readouterr().out)[1])
+    units = max(p.shape[0] for n, p in student.named_parameters() if re.search(r"wi.weight|dense_h_to_4h.weight", n))
+    assert told.get("intermediate_size", 4 * student.config.hidden_size) == units
+    assert told["hidden_size"] == student.config.hidden_size
 
 
 def test_other_ways_to_say_it():

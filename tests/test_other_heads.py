@@ -14,6 +14,8 @@ from transformers import (
     BertTokenizerFast,
     CanineConfig,
     CanineForSequenceClassification,
+    WhisperConfig,
+    WhisperForAudioClassification,
 )
 
 from hf_distill import DistillationTrainer
@@ -41,7 +43,19 @@ def audio(layers, width):
     )
 
 
+def whisper(layers, width):
+    """The encoder alone, of a config that says encoder-decoder."""
+    parts = {f"{part}_{name}": n for part in ("encoder", "decoder")
+             for name, n in (("layers", layers), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
+    audio_of = {"num_mel_bins": 8, "max_source_positions": 10, "dropout": 0.0}
+    tokens = {"vocab_size": 37, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = WhisperConfig(d_model=width, num_labels=3, classifier_proj_size=8, **parts, **audio_of, **tokens)
+    return WhisperForAudioClassification(config)
+
+
 def row(build, index):
+    if build is whisper:
+        return {"input_features": torch.randn(8, 20), "labels": index % 3}
     if build is audio:
         return {"input_values": torch.randn(32, 16), "labels": index % 3}
     lengths = (6, 4, 3)  # three choices, each padded to six tokens
@@ -84,7 +98,7 @@ def test_the_card_of_a_multiple_choice_student_shows_a_call_that_runs(make_args,
     assert said[0].logits.shape == (1, 2)
 
 
-@pytest.mark.parametrize("build", [multiple_choice, audio])
+@pytest.mark.parametrize("build", [multiple_choice, audio, whisper])
 def test_eval_loss_is_the_models_own_and_accumulation_changes_nothing(build, make_args):
     weights = []
     for batch_size, accumulation in ((16, 1), (4, 4)):

@@ -26,6 +26,8 @@ READERS = {
     "vit": (r"layer\w*.#.(output.dense|mlp.fc2|mlp.down_proj)", "attention.*(output.dense|o_proj|out_proj)"),
 }
 TYPES = {"layer_types": ["full_attention"] * 2}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 37}
+XLNET = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32, "vocab_size": 37}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
 
 
@@ -99,6 +101,24 @@ def test_units_that_nothing_reads_are_the_ones_to_go(name):
     silence(teacher, READERS[name][0], gone)
     student = create_student(teacher, intermediate_size=size - len(gone))
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters())
+    assert_close(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reader"),
+    [
+        (lambda: hf.T5ForTokenClassification(hf.T5Config(**T5)), "DenseReluDense.wo"),
+        (lambda: hf.T5ForTokenClassification(hf.T5Config(**T5, feed_forward_proj="gated-gelu")), "DenseReluDense.wo"),
+        (lambda: hf.XLNetForSequenceClassification(hf.XLNetConfig(**XLNET)), "ff.layer_2"),
+    ],
+    ids=["t5", "gated t5", "xlnet"],
+)
+def test_so_are_they_where_the_config_has_another_name_for_their_number(teacher, reader):
+    torch.manual_seed(0)
+    teacher, gone = noisy(teacher()), [0, 3, 7, 30]
+    silence(teacher, reader, gone)
+    student = create_student(teacher, intermediate_size=28)
+    assert {module.weight.shape for module in readers(student, reader)} == {(16, 28)}
     assert_close(student, teacher)
 
 
@@ -234,9 +254,13 @@ REFUSED = [
     (lambda: make("bert"), {"hidden_size": 9}, r"hidden_size=9 cannot be divided among 2 heads"),
     (lambda: make("bert"), {"num_attention_heads": 1}, r"would have 16 features each, .* cut, not put together"),
     (lambda: make("bert"), {"num_key_value_heads": 1}, r"has no num_key_value_heads"),
+    (
+        lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=37)),
+        {"intermediate_size": 24}, r"config of BloomForCausalLM has no intermediate_size",
+    ),
     (llama, {"num_attention_heads": 2, "num_key_value_heads": 2}, r"2 heads for each of its 2 key-value heads"),
     (old(), {"hidden_size": 8}, r"several stacks; only encoders and decoders by themselves"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("teacher", "kwargs", "message"), REFUSED, ids=[case[2] for case in REFUSED])

@@ -87,7 +87,7 @@ def propose(
     """
     stack = find_stack(teacher)
     sizes = current_widths(teacher)
-    ratio = sizes["intermediate_size"] / sizes["hidden_size"]
+    ratio = sizes.get("intermediate_size", 0) / sizes["hidden_size"]
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
     rotary = _rotary_heads(teacher)
     best: tuple[tuple[bool, bool, float], dict[str, int], PreTrainedModel] | None = None
@@ -99,7 +99,8 @@ def propose(
             if not (0 if whole else (1 - _SLACK) * budget) <= tried[-1] <= budget:
                 continue
             off = abs(math.log(shape["hidden_size"] / sizes["hidden_size"] * stack.depth / blocks))
-            off += _FEED_FORWARD * abs(math.log(shape["intermediate_size"] / (ratio * shape["hidden_size"])))
+            if "intermediate_size" in shape:
+                off += _FEED_FORWARD * abs(math.log(shape["intermediate_size"] / (ratio * shape["hidden_size"])))
             off += _OTHER_HEADS * (shape["hidden_size"] % head > 0)
             rank = rotary and shape["hidden_size"] % head > 0, blocks == 1, off
             if best is None or rank < best[0]:
@@ -131,10 +132,11 @@ def _fits(
     """Shapes of a depth near the budget: hidden sizes around it, each with the feed-forward size that fills it."""
     shallow = skeleton(teacher, [Cut(stack, tuple(range(blocks)))]) if blocks < stack.depth else teacher
     sizes = current_widths(teacher)
+    apart = "intermediate_size" in sizes  # of some architectures it follows the hidden size
 
     @functools.cache
     def model(hidden: int, units: int) -> tuple[dict[str, int], PreTrainedModel]:
-        shape = {"hidden_size": hidden, "intermediate_size": units, **fixed}
+        shape = {"hidden_size": hidden, **({"intermediate_size": units} if apart else {}), **fixed}
         if not isinstance(teacher.config.to_dict().get("head_dim"), int):
             shape.setdefault("num_attention_heads", _heads(sizes, hidden))
         made = built(shallow, narrowed_entries(shallow, shape))
@@ -143,7 +145,8 @@ def _fits(
         return shape, made
 
     def natural(hidden: int) -> int:
-        return fixed.get("intermediate_size", min(max(round(ratio * hidden), 1), sizes["intermediate_size"]))
+        most = sizes.get("intermediate_size", 1)
+        return fixed.get("intermediate_size", min(max(round(ratio * hidden), 1), most))
 
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
     choices = [fixed["hidden_size"]] if "hidden_size" in fixed else _hidden_sizes(teacher, sizes, fixed)
@@ -158,9 +161,9 @@ def _fits(
     near = {low - 1, low, *[k for k in multiples if k < low][-1:], *[k for k in multiples if k >= low][:1]}
     for hidden in (choices[k] for k in near if 0 <= k < len(choices)):
         units = natural(hidden)
-        if "intermediate_size" not in fixed:
+        if apart and "intermediate_size" not in fixed:
             ours, one = count(model(hidden, units)[1]), count(model(hidden, 1)[1])
-            # Parameters of one unit of every block; of some configs units follow the hidden size, whatever is asked.
+            # Parameters of one unit of every block.
             each = (ours - one) / (units - 1) if units > 1 and ours > one else math.inf
             units = min(max(math.floor(units + (budget - ours) / each), 1), sizes["intermediate_size"])
         yield model(hidden, units)
@@ -169,7 +172,8 @@ def _fits(
 def _hidden_sizes(teacher: PreTrainedModel, sizes: Mapping[str, int], fixed: Mapping[str, int]) -> list[int]:
     """Hidden sizes that the architecture allows, in increasing order."""
     head = sizes["hidden_size"] // sizes["num_attention_heads"]
-    step = 2 if "intermediate_size" in fixed else _STEP  # only the hidden size is left to fill the budget
+    left = "intermediate_size" in sizes and "intermediate_size" not in fixed
+    step = _STEP if left else 2  # only the hidden size is left to fill the budget
     whole = sizes["hidden_size"]
     choices = sorted({*range(2, min(whole, 64), 2), *range(step, whole + 1, step), *range(head, whole + 1, head)})
     choices = [hidden for hidden in choices if _heads(sizes, hidden) <= sizes["num_attention_heads"]]

@@ -8,9 +8,18 @@ from typing import Any
 from transformers import PreTrainedModel
 
 # What configs call the widths; `attribute_map` resolves the rest.
-NAMES = {
+NAMES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_size",),
-    "intermediate_size": ("n_inner", "hidden_dim", "ffn_dim", "intermediate_size"),
+    "intermediate_size": (
+        "n_inner",
+        "hidden_dim",
+        "ffn_dim",
+        "intermediate_size",
+        "d_ff",
+        "d_inner",
+        "dff",
+        "ffn_hidden_size",
+    ),
     "num_attention_heads": ("num_attention_heads",),
     "num_key_value_heads": ("num_key_value_heads",),
 }
@@ -58,7 +67,7 @@ def current_widths(teacher: PreTrainedModel) -> dict[str, int]:
     """The widths that the teacher's config states, by their usual names."""
     config: Any = teacher.config
     found = {name: getattr(config, _entry(config, name), None) for name in NAMES}
-    if found["intermediate_size"] is None and _entry(config, "intermediate_size") == "n_inner":
+    if found["intermediate_size"] is None and "n_inner" in config.to_dict():
         found["intermediate_size"] = 4 * config.hidden_size
     return {name: value for name, value in found.items() if isinstance(value, int)}
 
