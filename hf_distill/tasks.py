@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import datasets
 from datasets import Dataset, Value
@@ -21,7 +21,9 @@ from transformers import (
 from hf_distill.class_labels import IGNORED, class_names, flat, in_order
 from hf_distill.heads import core_model, has_decoder_inputs, task_class
 
-_KINDS = {
+Kind = Literal["text", "words", "image"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_KIND_OF: dict[Any, Kind] = {
     AutoModelForSequenceClassification: "text",
     AutoModelForTokenClassification: "words",
     AutoModelForImageClassification: "image",
@@ -50,7 +52,7 @@ class Task:
         classes: What the labels are called, in the teacher's order; empty for regression.
     """
 
-    kind: Literal["text", "words", "image"]
+    kind: Kind
     inputs: tuple[str, ...]
     label: str | None
     classes: tuple[str, ...] = ()
@@ -79,7 +81,7 @@ class Task:
                 f"The rows must be a datasets.Dataset, one split that is not streamed, got {type(dataset).__name__}. "
                 'Pass for example data["train"].'
             )
-        kind = _KINDS.get(task_class(model))
+        kind = _KIND_OF.get(task_class(model))
         if kind is None:
             raise ValueError(
                 f"{type(core_model(model)).__name__} does not classify texts, words or images, the tasks whose data "
@@ -104,7 +106,7 @@ class Task:
         if missing or len(inputs) > (2 if kind == "text" else 1):
             raise ValueError(f"input_columns={list(inputs)} must be columns of the data: {dataset.column_names}.")
         classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
-        return cls(kind, tuple(inputs), label, classes)  # type: ignore[arg-type]
+        return cls(kind, tuple(inputs), label, classes)
 
     def __str__(self) -> str:
         what = {"text": "texts", "words": "words", "image": "images"}[self.kind]

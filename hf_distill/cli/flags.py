@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from hf_distill.cli.errors import UserError
 from hf_distill.recipes import STAGES, Stage
-from hf_distill.recipes.stages import KINDS
+from hf_distill.tasks import KINDS
 from hf_distill.training_args import LOSS_FIELDS, DistillationTrainingArguments
 
 COMMANDS = ("run", "check", "student", "cache", "report", "export")

@@ -21,6 +21,7 @@ from hf_distill.losses import DistillationLoss
 from hf_distill.recipes.embeddings import plain_embedding
 from hf_distill.recipes.reading import rate_for
 from hf_distill.reports.card_facts import facts_of
+from hf_distill.tasks import KINDS, Kind
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training_args import DistillationTrainingArguments
 
@@ -31,7 +32,6 @@ _WITHOUT_EFFECT = {
     "disable_tqdm", "log_level", "logging_dir", "logging_first_step", "logging_steps", "logging_strategy",
     "per_device_eval_batch_size", "report_to", "run_name", "save_steps", "save_strategy", "save_total_limit",
 }  # fmt: skip
-KINDS = ("text", "words", "image")
 CARD, LOG = "card.json", "log.json"  # what a model card says of the training, and what was logged
 
 
@@ -65,7 +65,7 @@ class Stage:
     hard_label_weight: float = 0.0
     temperature: float = 2.0
     learning_rate_width: int | None = None
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[Kind, ...] = KINDS
 
     def learning_rate_of(self, student: PreTrainedModel) -> float:
         """The highest learning rate for a student of this width."""
