@@ -269,6 +269,24 @@ def test_what_does_not_fit_is_refused(teacher, kwargs, message):
         create_student(teacher(), **kwargs)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"hidden_size": 8, "intermediate_size": 12}, {"compression": 3}, {"layers": [0]},
+        {"num_hidden_layers": 1, "layer_choice": "importance"},
+    ],
+)  # fmt: skip
+def test_a_teacher_on_a_gpu_gives_the_same_student_there(asked):
+    batches = [{"input_ids": torch.arange(1, 19).view(2, 9), "attention_mask": torch.ones(2, 9, dtype=torch.long)}]
+    teacher = make("bert")
+    expected = create_student(teacher, calibration=batches, **asked).state_dict()
+    student = create_student(teacher.cuda(), calibration=batches, **asked)
+    assert student.device.type == "cuda"
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor.cpu(), expected[name])
+
+
 def test_what_cannot_be_proved_is_refused():
     """Rotary positions tie the features of a head in pairs, so none can be left out."""
     with pytest.raises(ValueError, match=r"ModernBertForMaskedLM cannot be made narrower with its weights"):

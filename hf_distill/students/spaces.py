@@ -66,7 +66,7 @@ class Prober:
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
         torch_state = torch.get_rng_state()
         torch.manual_seed(0)
-        self.model = copy.deepcopy(model).double().eval()
+        self.model = copy.deepcopy(model).cpu().double().eval()
         for parameter in self.model.parameters():
             parameter.data += (0.02 + parameter.data.std().nan_to_num()) * 0.5 * torch.randn_like(parameter)
         torch.set_rng_state(torch_state)
@@ -265,7 +265,7 @@ class _Call:
 
 def unchanged(model: PreTrainedModel, prober: Prober, spaces: Iterable[Space]) -> bool:
     """Whether the model's outputs stay what they are when the weights of one space at a time are permuted."""
-    model = copy.deepcopy(model).double().eval().cpu()
+    model = copy.deepcopy(model).cpu().double().eval()
     before = _run(model, prober.inputs)
     for space in spaces:
         order = space.kind.permutation()
