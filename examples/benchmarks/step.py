@@ -86,7 +86,7 @@ class DocsTrainer(Trainer):
 def train(
     variant: str, options: argparse.Namespace, data: Any, teacher: Any, cache: Path
 ) -> tuple[float, list[float]]:
-    """CPU seconds of one training run, and its loss after every step."""
+    """Seconds of one training run, and its loss after every step."""
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
             "output_dir": folder, "num_train_epochs": options.epochs, "seed": 0, "use_cpu": options.device == "cpu",
