@@ -115,6 +115,7 @@ def test_another_or_a_missing_file_is_refused(fashion, tmp_path):
     "name",
     [
         "make_brown_tags",
+        "make_documentation_topics",
         "make_fashion_mnist",
         "make_further_sentences",
         "make_movie_sentences",
@@ -170,3 +171,36 @@ def test_a_further_sentence_is_learned_from_or_held_out(maker, monkeypatch, tmp_
     assert {text for text in [*learned, *held_out] if "rains" not in text} == archive
     with pytest.raises(SystemExit, match="no documents"):
         further.further_sentences(tmp_path / "archive", tmp_path)
+
+
+def test_a_paragraph_is_labelled_with_its_folder_and_a_file_is_in_one_split(maker, monkeypatch, tmp_path):
+    topics = maker("make_documentation_topics")
+    root = tmp_path / "Documentation"
+    letters = "abcdefghijklmn"
+    for size, folder in enumerate([*letters, "process", "translations"]):
+        for file in range(20):
+            paragraphs = [
+                f"{folder} {file} {i} says in a few more words what it is about, at some length"
+                for i in range(size + 1)
+            ]
+            paragraphs += [
+                "=" * 70,
+                f"  {paragraphs[0]} indented",
+                "Short.",
+                "What stands in every file of every folder is read only once",
+            ]
+            path = root / folder / ("deep" if file % 2 else "") / f"{file}.rst.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress("\n\n".join(paragraphs).encode()))
+    monkeypatch.setattr(sys, "argv", ["", str(root), str(tmp_path / "out")])
+    topics.main()
+    data = load_from_disk(tmp_path / "out")
+    assert data["test"].features["label"].names == list(letters[2:])  # the largest, without process and translations
+    rows = [(split, *row["text"].split()[:3], row["label"]) for split, part in data.items() for row in part]
+    assert all(folder == letters[2 + label] for _, folder, _, _, label in rows)
+    assert len({row[1:4] for row in rows}) == len(rows) == sum(20 * (3 + i) for i in range(12))
+    files = {split: {row[1:3] for row in rows if row[0] == split} for split in data}
+    assert {split: len(some) for split, some in files.items()} == {"train": 168, "validation": 24, "test": 48}
+    assert len(set.union(*files.values())) == 240
+    with pytest.raises(SystemExit, match="has no paragraphs"):
+        topics.documentation_topics(tmp_path / "out")
