@@ -267,9 +267,8 @@ def _labels(inputs: Mapping[str, Any], head: Head) -> Tensor | None:
             return None
         ends = torch.stack([inputs["start_positions"].flatten(), inputs["end_positions"].flatten()], dim=1)  # (B, 2)
         length = _first_tensor({"ids": inputs.get("input_ids", inputs.get("inputs_embeds"))}).shape[1]
-        return ends.masked_fill(
-            (ends < 0) | (ends >= length), IGNORED
-        )  # outside the window: no answer. Transformers takes one before it for the first token
+        # Outside the window: no answer. Transformers takes one before it for the first token.
+        return ends.masked_fill((ends < 0) | (ends >= length), IGNORED)
     if head.kind == "causal_lm" and inputs.get("shift_labels") is not None:
         return inputs["shift_labels"]
     labels = inputs.get("labels")

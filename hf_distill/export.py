@@ -23,8 +23,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_distill.alignment import maximum_length
 from hf_distill.exported import Batch, ExportedStudent, measure, refuse_wrong
-from hf_distill.heads import forward_parameters, head_of
+from hf_distill.heads import forward_inputs, forward_parameters, head_of
 from hf_distill.writing import whole_folder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -77,7 +78,7 @@ def export_student(
     if runs < 1 or threads < 1:
         raise ValueError(f"export_student needs runs >= 1 and threads >= 1, got runs={runs}, threads={threads}.")
     model = _ready(student)
-    batches = [_readable(model, batch) for batch in (made_up_inputs(model) if inputs is None else inputs)]
+    batches = [forward_inputs(model, batch) for batch in (made_up_inputs(model) if inputs is None else inputs)]
     if not batches or not batches[0]:
         raise ValueError("export_student needs at least one batch of inputs that the student's forward takes.")
     with whole_folder(output) as whole:
@@ -102,9 +103,9 @@ def made_up_inputs(model: PreTrainedModel) -> list[dict[str, Tensor]]:
         return [{"pixel_values": torch.randn(rows, *form, generator=generator)} for rows in (2, 1, 3)]
     if "input_ids" not in names or not isinstance(getattr(config, "vocab_size", None), int):
         raise ValueError(f"What {type(model).__name__} takes is not known from its config. Pass `inputs`.")
-    longest = min(getattr(config, "max_position_embeddings", None) or 32, 32) - 4  # some begin to count at 2
+    longest = min(maximum_length(config) or 28, 28)
     batches = []
-    for rows, length in ((2, longest), (1, longest // 2), (3, longest // 3)):
+    for rows, length in ((2, longest), (1, max(1, longest // 2)), (3, max(1, longest // 3))):
         ids = torch.randint(config.vocab_size, (rows, length), generator=generator)
         mask = torch.ones_like(ids)
         mask[0, length // 2 + 1 :] = 0 if rows > 1 else 1
@@ -165,12 +166,6 @@ def _load(folder: Path) -> Any:
             f"{folder / 'config.json'} names {names[0]!r}, which Transformers does not have. Pass the model."
         )
     return model_class.from_pretrained(folder)
-
-
-def _readable(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    """What forward reads of a batch; labels are no input of an answer."""
-    names, _ = forward_parameters(model)
-    return {k: v.cpu() for k, v in batch.items() if isinstance(v, Tensor) and k in names and "label" not in k}
 
 
 def _write(model: PreTrainedModel, batches: list[dict[str, Tensor]], whole: Path, int8: bool) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from transformers.models.auto import modeling_auto as names
 
 from hf_distill.activations import Head
 
+_SPAN_LABELS = ("start_positions", "end_positions")
 # (auto class, names of its model classes, how their names end, kind of head). Names first: GPT2LMHeadModel has no
 # telling ending.
 _TASKS: tuple[tuple[Any, Mapping[str, Any], str, Any], ...] = (
@@ -130,8 +132,7 @@ def label_columns(names: Iterable[str], inputs: Set[str]) -> set[str]:
     >>> sorted(label_columns(["labels", "attention_mask", "weights"], {"input_ids", "attention_mask", "labels"}))
     ['labels', 'weights']
     """
-    spans = ("start_positions", "end_positions")
-    return {name for name in names if "label" in name or name in spans or name not in inputs}
+    return {name for name in names if "label" in name or name in _SPAN_LABELS or name not in inputs}
 
 
 def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
@@ -139,6 +140,28 @@ def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
     parameters = inspect.signature(core_model(model).forward).parameters.values()
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def forward_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a model's forward reads of a batch to answer, on its device: tensors, without labels."""
+    names, any_name = forward_parameters(model)
+    device = next(model.parameters()).device
+    return {
+        name: value.to(device) for name, value in batch.items()
+        if isinstance(value, Tensor) and (any_name or name in names)
+        and "label" not in name and name not in _SPAN_LABELS
+    }  # fmt: skip
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards the model is in the mode that it was in, also if something went wrong."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _task(model: nn.Module) -> tuple[Any, Mapping[str, Any], str, Any]:

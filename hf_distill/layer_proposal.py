@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.activations import token_mask
-from hf_distill.heads import forward_parameters
+from hf_distill.heads import forward_inputs, in_eval_mode
 from hf_distill.mapping import STRATEGIES, LayerMapping, layers_of
 from hf_distill.similarity import debiased_cka
 from hf_distill.teachers import is_no_input
@@ -116,29 +116,19 @@ def _states(
     read: Callable[[Tensor, Tensor | None], Tensor],
 ) -> list[Tensor]:
     """Every hidden state at the chosen positions of all batches. Shape: L + 1 times (N, H)."""
-    names, any_name = forward_parameters(model)
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
     chosen: list[list[Tensor]] = []
-    for batch in batches:
-        inputs = {
-            key: value.to(device) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-            if (any_name or key in names) and not _is_answer(key)
-        }
-        mask = token_mask(inputs)
-        returned = model(**inputs, output_hidden_states=True).get("hidden_states")
-        if not returned:
-            raise ValueError(f"{type(model).__name__} returns no hidden states to compare. Write the pairs yourself.")
-        states = [read(h, mask) for h in returned]
-        spread = torch.linspace(0, len(states[0]) - 1, min(per_batch, len(states[0])), device=device).long()
-        chosen.append([h[spread].float().cpu() for h in states])
-    model.train(was_training)
+    with in_eval_mode(model):
+        for batch in batches:
+            inputs = forward_inputs(model, {key: value for key, value in batch.items() if not is_no_input(key)})
+            mask = token_mask(inputs)
+            returned = model(**inputs, output_hidden_states=True).get("hidden_states")
+            if not returned:
+                name = type(model).__name__
+                raise ValueError(f"{name} returns no hidden states to compare. Write the pairs yourself.")
+            states = [read(h, mask) for h in returned]
+            spread = torch.linspace(0, len(states[0]) - 1, min(per_batch, len(states[0])), device=states[0].device)
+            chosen.append([h[spread.long()].float().cpu() for h in states])
     return [torch.cat(parts) for parts in zip(*chosen, strict=True)]
-
-
-def _is_answer(name: str) -> bool:
-    return is_no_input(name) or name in ("start_positions", "end_positions")
 
 
 def _positions(state: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def preserved_random_state(seed: int | None = None) -> Iterator[None]:
-    """Leave every random state as it was found; inside, start from `seed` if one is given."""
+    """Leave every random state as it was found; inside, torch starts from `seed` if one is given."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         if seed is not None:

@@ -130,7 +130,6 @@ def refuse_layers(losses: LossTerms, student: nn.Module, args: TrainingArguments
             "Reentrant activation checkpointing returns attention maps, queries, keys and values without a gradient, "
             "so their loss would teach nothing. Set use_reentrant to False."
         )
-    config = getattr(core_model(student), "config", None)
     dropout = {name: getattr(config, name, 0.0) for name in _ATTENTION_DROPOUTS}
     if any(loss.needs_distributions for loss in losses.active().values()) and any(dropout.values()):
         raise ValueError(

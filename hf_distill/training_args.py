@@ -1,4 +1,4 @@
-"""The arguments that build the default losses; everything else is `TrainingArguments`."""
+"""The arguments of distillation; everything else is `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
-    """`TrainingArguments` plus the distillation losses' weights and settings.
+    """`TrainingArguments` plus the distillation losses' weights and settings, and how the teacher is asked.
 
-    The fields below only build the default losses: `soft` (soft targets), `hard` (labels) and `hidden` (hidden
-    states). Weights are independent factors, not shares of one; a weight of 0 drops the term and whatever it would
-    have cost. For anything else pass `losses=` to [`DistillationTrainer`].
+    The fields up to `layer_mapping` only build the default losses: `soft` (soft targets), `hard` (labels), `hidden`
+    (hidden states) and `attention` (attention maps). Weights are independent factors, not shares of one; a weight of
+    0 drops the term and whatever it would have cost. For other losses pass `losses=` to [`DistillationTrainer`]. The
+    fields after it say which teacher is asked, where, and what is kept of its answers (`teacher_...`), whether
+    padding is computed, whether the student writes texts of its own, and what an evaluation costs.
 
     Parses with `HfArgumentParser` from the command line, YAML and JSON.
 
@@ -65,6 +67,12 @@ class DistillationTrainingArguments(TrainingArguments):
     beta: float = field(
         default=0.5,
         metadata={"help": "Mixture of divergence='jensen_shannon': 0 is forward KL, 1 reverse KL."},
+    )
+    skew: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the own side in the mixture of divergence='skewed_kl' or 'skewed_reverse_kl'; below 1."
+        },
     )
     soft_target_positions: str = field(
         default="labels",
@@ -241,6 +249,7 @@ def build_losses(args: TrainingArguments) -> dict[str, DistillationLoss]:
             temperature=setting.temperature,
             divergence=setting.divergence,
             beta=setting.beta,
+            skew=setting.skew,
             positions=setting.soft_target_positions,
             weight=setting.soft_target_weight,
         ),
@@ -277,7 +286,4 @@ def _with_integer_keys(mapping: dict[Any, Any] | str | None) -> dict[int, Any] |
         mapping = ast.literal_eval(mapping)
     if not isinstance(mapping, dict):
         return mapping
-    try:
-        return dict(LayerMapping.parse(mapping).explicit)
-    except (TypeError, ValueError):
-        raise ValueError(f"layer_mapping must map whole numbers to whole numbers, got {mapping!r}.") from None
+    return dict(LayerMapping.parse(mapping).explicit)

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "class_labels": set(),
     "tasks": {"class_labels", "heads"},
     "token_alignment": {"activations", "unprojected"},
-    "transfer": {"activations", "batch", "heads", "random_state", "tasks", "teachers", "writing"},
+    "transfer": {"activations", "alignment", "batch", "heads", "random_state", "tasks", "teachers", "writing"},
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping", "secrets"},
     "wrapped_forward": {"losses"},
@@ -71,11 +71,11 @@ MAY_IMPORT = {
         "training_args", "transfer", "writing",
     },
     "exported": set(),
-    "export": {"exported", "heads", "writing"},
+    "export": {"alignment", "exported", "heads", "writing"},
     "metrics": set(),
     "cli": {
-        "export", "exported", "layer_proposal", "recipes", "reports", "students", "tasks", "training_args", "transfer",
-        "writing",
+        "export", "exported", "heads", "layer_proposal", "recipes", "reports", "students", "tasks", "training_args",
+        "transfer", "writing",
     },
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip

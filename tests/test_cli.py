@@ -16,6 +16,7 @@ from hf_distill import DistillationTrainer
 from hf_distill.cli import main
 from hf_distill.cli.data import load_splits
 from hf_distill.cli.errors import UserError
+from hf_distill.recipes import answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
@@ -194,6 +195,12 @@ class TestMistakes:
         arguments[arguments.index("--dataset") + 1] = str(tmp_path / "bad.csv")
         self.fails(capsys, arguments, message)
 
+    def test_the_traceback_is_shown_if_asked_for(self, place, tmp_path, capsys):
+        assert main(command(place, tmp_path / "out", "--compression", "900", "--traceback")) == 1
+        err = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in err
+        assert "hf-distill: No student of at most" in err
+
     def test_in_the_teacher(self, place, tmp_path, capsys):
         hf.BertModel(
             hf.BertConfig(vocab_size=305, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
@@ -278,6 +285,17 @@ def test_the_report_compares_the_layers_of_both_models_although_they_read_other_
     student = hf.AutoConfig.from_pretrained(done / "student").num_hidden_layers
     assert np.shape(layers["similarity"]) == (student + 1, SIZES["num_hidden_layers"] + 1)
     assert len(layers["pairs"]) == student
+
+
+def test_a_model_that_diverged_is_named(place, done, capsys, monkeypatch):
+    def diverged(model, task, dataset, *args, **kwargs):
+        found = answers(model, task, dataset, *args, **kwargs)
+        found[1] = np.nan
+        return found
+
+    monkeypatch.setattr("hf_distill.cli.outcome.answers", diverged)
+    assert main(command(place, done, "--figures", "false", part=["report"])) == 1
+    assert "hold NaN or infinity: its training may have diverged" in capsys.readouterr().err
 
 
 def test_the_same_command_gives_the_same_student_elsewhere(place, done, tmp_path):

@@ -24,7 +24,7 @@ def batches(rows=16, padding=0):
     return [{"input_ids": ids, "attention_mask": mask}]
 
 
-@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification"])
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
 def test_the_teacher_itself_is_at_no_distance(kind):
     teacher = bert(kind)
     found = distance_from_teacher(create_student(teacher, num_hidden_layers=3), teacher, batches())
@@ -36,6 +36,17 @@ def test_a_student_that_says_nothing_is_at_distance_one():
     student = create_student(teacher, num_hidden_layers=1)
     torch.nn.init.zeros_(student.classifier.weight)
     assert distance_from_teacher(student, teacher, batches())["logits"] == pytest.approx(1)
+
+
+def test_what_no_forward_reads_may_stand_in_the_batches_and_an_error_leaves_the_modes():
+    teacher = bert().train()
+    student = create_student(teacher, num_hidden_layers=1).eval()
+    (batch,) = batches()
+    more = {**batch, "idx": list(range(16)), "labels": torch.zeros(16, dtype=torch.long)}
+    assert distance_from_teacher(student, teacher, [more]) == distance_from_teacher(student, teacher, [batch])
+    with pytest.raises(IndexError):
+        distance_from_teacher(student, teacher, [{"input_ids": torch.full((16, 8), 50)}])
+    assert (student.training, teacher.training) == (False, True)
 
 
 def test_a_linear_map_costs_nothing_and_noise_all():

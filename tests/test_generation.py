@@ -128,6 +128,14 @@ class TestTransferSet:
         generate_transfer_set(causal, tokenizer, PROMPTS, cache_dir=tmp_path / "cut", **options)
         assert len(asked) == 3
 
+    @pytest.mark.parametrize("opened", range(4))  # files have random names, and each opening reads them in its order
+    def test_a_completion_stays_when_its_batch_is_asked_about_again(self, opened, causal, tokenizer, tmp_path):
+        options = {"max_new_tokens": 6, "do_sample": True, "progress": False, "cache_dir": tmp_path}
+        first = generate_transfer_set(causal, tokenizer, [[5, 6, 7]], **options)
+        both = generate_transfer_set(causal, tokenizer, [[5, 6, 7], [8, 9, 10]], **options)
+        again = generate_transfer_set(causal, tokenizer, [[5, 6, 7]], **options)
+        assert first[0] == both[0] == again[0]
+
     @pytest.mark.parametrize("change", ["seed", "max_new_tokens", "teacher"])
     def test_anything_that_changes_texts_asks_again(self, change, causal, tokenizer, tmp_path):
         options = {"max_new_tokens": 3, "seed": 0, "do_sample": True, "progress": False, "cache_dir": tmp_path}
@@ -178,6 +186,7 @@ class TestTransferSet:
         ([[5], []], {}, "A prompt is empty"),
         ([[5] * 30], {}, "longest prompt has 30 tokens, and with 4 new ones that is more than the 32 positions"),
         ([[5]], {"num_return_sequences": 2}, "One completion of a prompt"),
+        ([[5]], {"max_prompt_length": 0}, "max_prompt_length must be at least 1, or None for whole prompts, got 0"),
     ])  # fmt: skip
     def test_what_cannot_be_completed_is_refused(self, prompts, options, message, causal, tokenizer, tmp_path):
         with pytest.raises(ValueError, match=message):

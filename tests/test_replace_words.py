@@ -1,5 +1,6 @@
 """Words replaced as TinyBERT does; the oracles are a masked model that knows the answer, and neighbours in float64."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_every_word_may_become_the_likeliest_in_its_place(tokenizer):
     )
     expected = [[f"w{int(word[1:]) + 1}" for word in text[:-1]] for text in texts]
     assert {tuple(text[1:]) for text in made} == {tuple(text) for text in expected}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_model_may_be_a_folder(kind, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = hf.BertForMaskedLM(hf.BertConfig(vocab_size=38, **sizes))
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "model")
+    made = replace_words([["w3", "w9"]], 5, masked_lm=kind(tmp_path / "model"), share=1.0)
+    assert made == replace_words([["w3", "w9"]], 5, masked_lm=model, processing_class=tokenizer, share=1.0)
 
 
 def test_the_word_is_one_of_the_likeliest_and_all_of_these_come(tokenizer):

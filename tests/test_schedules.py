@@ -8,7 +8,7 @@ from parity import different_tensors
 from transformers import TrainerCallback
 
 from hf_distill import Schedule
-from hf_distill.losses import HardLabelLoss, HiddenStateLoss, SoftTargetLoss
+from hf_distill.losses import ContrastiveLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
 from hf_distill.schedules import Moment
 from hf_distill.testing import tiny_task
 
@@ -106,11 +106,22 @@ def test_between_start_and_end(kind):
     assert sorted(values, reverse=True) == values
 
 
+def test_the_temperature_of_contrasts_may_change_too():
+    loss = ContrastiveLoss(temperature=Schedule.linear(0.2, 0.1))
+    loss.at(Moment(progress=0.5))
+    assert loss.temperature == pytest.approx(0.15)
+    assert "0.2" in loss.formula()
+    assert "0.1" in loss.formula()
+
+
 @pytest.mark.parametrize(
     "build",
     [
         lambda: SoftTargetLoss(temperature=Schedule.linear(1.0, 0.0)),
         lambda: SoftTargetLoss(weight=Schedule.linear(1.0, -1.0)),
+        lambda: SoftTargetLoss(temperature="2"),
+        lambda: SoftTargetLoss(temperature=None),
+        lambda: ContrastiveLoss(temperature=Schedule.linear(0.1, -0.1)),
         lambda: Schedule.linear(1.0, 0.0, until=0.0),
         lambda: Schedule.stages({1: 1.0}),
     ],

@@ -22,6 +22,7 @@ SETTINGS = {
     "attention_distance": "kl",
     "divergence": "jensen_shannon",
     "beta": 0.1,
+    "skew": 0.3,
     "soft_target_positions": "all",
     "hidden_state_distance": "cosine",
     "hidden_state_positions": "first",
@@ -164,7 +165,8 @@ def test_weights_that_are_all_zero_are_refused(base):
         ({"layer_mapping": "middle"}, "layer_mapping must be 'uniform', 'first', 'last' or a dict"),
         ({"layer_mapping": {"a": 1}}, "layer_mapping must map whole numbers to whole numbers"),
         ({"layer_mapping": {1: 1.5}}, "layer_mapping must map whole numbers to whole numbers"),
-        ({"layer_mapping": {}}, "layer_mapping|LayerMapping"),
+        ({"layer_mapping": {}}, "layer_mapping must .* needs at least one"),
+        ({"layer_mapping": {1: []}}, "Student layer 1 needs at least one teacher layer"),
         ({"teacher_model_init_kwargs": "dtype=bf16"}, "teacher_model_init_kwargs must be a dict or JSON"),
     ],
 )

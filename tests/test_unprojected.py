@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hf_distill import unprojected
 from hf_distill.activations import Activations, Head
 from hf_distill.batch import Batch
-from hf_distill.losses import HardLabelLoss, LossTerms, SoftTargetLoss
+from hf_distill.losses import HardLabelLoss, LogitMSELoss, LossTerms, RankingLoss, SoftTargetLoss
 from hf_distill.unprojected import UnprojectedLogits, sum_over_chunks
 
 V, TOKENS = 23, 50
@@ -105,6 +105,33 @@ def test_values_and_gradients_are_those_of_the_definitions(option, divergence, e
     assert_close(values["soft"], soft)
     assert_close(values["hard"], hard)
     for mine, other in zip(gradients, torch.autograd.grad(0.7 * soft + 0.4 * hard, case.leaves()), strict=True):
+        assert_close(mine, other)
+
+
+def expected_ranking(ours, theirs, k):
+    """RankNet's pairs one by one, in float64."""
+    best = theirs.topk(k).indices
+    rows, places = torch.arange(len(best)), [(i, j) for i in range(k) for j in range(i + 1, k)]
+    values = []
+    for i, j in places:
+        p, q = (((z[rows, best[:, i]] - z[rows, best[:, j]]) / T).sigmoid() for z in (theirs, ours))
+        values.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+    return torch.stack(values).mean() * T**2
+
+
+@pytest.mark.parametrize("option", ["plain", "both", "vocabularies differ in padding"])
+@pytest.mark.parametrize(
+    "loss", [LogitMSELoss(weight=0.7), RankingLoss(T, top_k=4, weight=0.7)], ids=["mse", "ranking"]
+)
+def test_other_losses_on_single_positions_are_swept_too(loss, option, eight_chunks):
+    case, losses = make(**OPTIONS[option]), LossTerms({"loss": loss})
+    assert losses.by_position()
+    values, gradients = total_and_gradients(losses, case)
+    ours, theirs = case.logits()
+    ours = ours[:, : theirs.shape[1]]
+    expected = (ours - theirs).square().mean() if isinstance(loss, LogitMSELoss) else expected_ranking(ours, theirs, 4)
+    assert_close(values["loss"], expected)
+    for mine, other in zip(gradients, torch.autograd.grad(0.7 * expected, case.leaves()), strict=True):
         assert_close(mine, other)
 
 
@@ -273,5 +300,9 @@ def test_a_loss_says_anew_that_it_reads_position_by_position():
         def __init__(self):
             super().__init__(temperature=9.0)
 
-    found = {loss.__name__: LossTerms({"soft": loss()}).by_position() for loss in (Coupled, Own, Warmer)}
-    assert found == {"Coupled": False, "Own": True, "Warmer": True}
+    class Centred(SoftTargetLoss):
+        def compare(self, ours, theirs):
+            return super().compare(ours - ours.mean(0), theirs)
+
+    found = {loss.__name__: LossTerms({"soft": loss()}).by_position() for loss in (Coupled, Own, Warmer, Centred)}
+    assert found == {"Coupled": False, "Own": True, "Warmer": True, "Centred": False}

@@ -58,6 +58,7 @@ class Flags:
     student: str | None = _flag(None, "For the sub-commands report and export: the student's folder.")
     seed: int = _flag(0, "Of everything that is drawn.")
     json: bool = _flag(False, "Print one JSON object instead of tables.")
+    traceback: bool = _flag(False, "Print the traceback of an error too.")
 
 
 def parse(argv: list[str]) -> tuple[str, Flags, dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+import traceback
 from contextlib import redirect_stdout
 from functools import partial
 
@@ -31,9 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         0 if it is done, 1 if something has to be mended first (said in one line on stderr), 2 for a wrong flag, 130
         if it was interrupted; run again, it goes on.
     """
-    job = None
+    job, with_traceback = None, False
     try:
         command, flags, given = parse(sys.argv[1:] if argv is None else argv)
+        with_traceback = flags.traceback
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()
@@ -48,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         print("hf-distill: interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
     except (UserError, ValueError, ImportError, OSError, SafetensorError) as error:
+        if with_traceback:
+            traceback.print_exc()
         return _failed(NO_SPACE.format(flags.output_dir) if _is_full(error, job) else str(error))
     except RuntimeError as error:
         if not _is_full(error, job):

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from hf_distill.cli.job import WITHOUT_TEACHER, Job
 from hf_distill.export import export_student
 from hf_distill.exported import ExportedStudent, session
+from hf_distill.heads import forward_inputs
 from hf_distill.layer_proposal import LayerProposal, propose_layer_mapping
 from hf_distill.recipes import Compressed, answers, labels_of
 from hf_distill.recipes.answers import answers_of
-from hf_distill.recipes.reading import readable
 from hf_distill.recipes.stages import CARD, LOG
 from hf_distill.reports import DistillationReport
 from hf_distill.reports.card_facts import CardFacts
@@ -63,7 +63,8 @@ class Outcome:
         models = self._models()
         logits = {name: answers(m, job.task, test, r, job.length) for name, (m, r) in models.items()}
         ours, costs = self._answers_of_files(), self._costs(models)
-        labels, read = np.asarray(labels_of(job.task, test)), _read_by_all([*logits.values(), *ours.values()])
+        labels = np.asarray(labels_of(job.task, test))
+        read = _read_by_all(job.task, [*logits.values(), *ours.values()])
         notes = [*self._notes(read), *_parity(ours, logits["student"], read, regression=not job.task.classes)]
         report = DistillationReport.from_outputs(
             logits["student"][read], logits["teacher"][read], labels[read], costs=costs,
@@ -111,7 +112,7 @@ class Outcome:
         for model, reader in list(self._models().values())[:2]:  # teacher, student
             some, collate = self._some(reader, rows), self.job.task.collator(reader)
             parts = [some[start : start + batch_size] for start in range(0, len(some), batch_size)]
-            views.append((model, [readable(model, collate(part)) for part in parts]))
+            views.append((model, [forward_inputs(model, collate(part)) for part in parts]))
         (teacher, theirs), (student, ours) = views
         try:
             return propose_layer_mapping(student, teacher, ours, teacher_batches=theirs)
@@ -199,8 +200,15 @@ def _parity(files: Mapping[str, np.ndarray], student: np.ndarray, read: np.ndarr
     return notes
 
 
-def _read_by_all(logits: Any) -> np.ndarray:
-    return np.asarray(np.stack([np.isfinite(values).all(-1) for values in logits]).all(0))
+def _read_by_all(task: Task, logits: Any) -> np.ndarray:
+    """Which rows, or words, every model has read: a word that was cut off is answered by NaN.
+
+    A model that answers nothing else has diverged, which is for the report to say.
+    """
+    if task.kind != "words":
+        return np.ones(len(logits[0]), bool)
+    read = [~np.isnan(values).all(-1) for values in logits]
+    return np.asarray(np.stack([some for some in read if some.any()] or [~some for some in read]).all(0))
 
 
 def _texts(task: Task, test: Dataset, read: np.ndarray) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class AttentionLoss(DistillationLoss):
 
     def __init__(
         self,
-        layer_mapping: LayerMapping | Mapping[int, int] | str = "uniform",
+        layer_mapping: LayerMapping | Mapping[int, int | Sequence[int]] | str = "uniform",
         distance: Literal["mse", "kl"] = "mse",
         weight: float | Schedule = 1.0,
     ) -> None:

@@ -16,6 +16,7 @@ from hf_distill.losses.base import DistillationLoss
 from hf_distill.losses.layers import Pairs, student_layers, teacher_layers
 from hf_distill.losses.pooled import FINAL
 from hf_distill.mapping import LayerMapping, layers_of
+from hf_distill.schedules import Schedule
 
 # Name -> which of (queries, keys, values) are multiplied with which.
 RELATIONS = {"queries": (0, 0), "keys": (1, 1), "values": (2, 2), "attention": (0, 1)}
@@ -63,7 +64,7 @@ class AttentionRelationLoss(DistillationLoss):
         layer_mapping: LayerMapping | Mapping[int, Any] | str = FINAL,
         relations: Sequence[str] = ("queries", "keys", "values"),
         relation_heads: int = 48,
-        weight: float = 1.0,
+        weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(weight)
         if isinstance(relations, str) or not relations or not set(relations) <= set(RELATIONS):

@@ -45,7 +45,7 @@ class DistillationLoss(nn.Module):
         couples_rows: True where a row's value depends on the other rows of the micro-batch.
         by_position: True where the loss reads logits alone, and its value is the sum of its values on parts of the
             positions that `over` names. Then the logits of a language model are never all computed at once. Holds for
-            the `forward` that stands in the same class; a class that overrides it has to say so again.
+            the `forward` or `compare` that stands in the same class; a class that overrides one has to say so again.
         reads_top_k: True where the loss takes any outcomes for classes, and so can compare the k likeliest classes and
             all others as one ([`TopKLogits`]) instead of the whole vocabulary.
         needs_distributions: True where attention maps must be distributions, which those of a training student with
@@ -319,7 +319,7 @@ def _reads_logits(loss: DistillationLoss) -> bool:
 
 
 def _is_by_position(loss: DistillationLoss) -> bool:
-    defining = next(parent for parent in type(loss).__mro__ if "forward" in vars(parent))
+    defining = next(parent for parent in type(loss).__mro__ if {"forward", "compare"} & vars(parent).keys())
     return vars(defining).get("by_position", False)
 
 

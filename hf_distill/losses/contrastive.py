@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from hf_distill.activations import Shapes
 from hf_distill.losses.layers import width
 from hf_distill.losses.pooled import FINAL, PooledLoss
+from hf_distill.losses.response import set_temperature
 from hf_distill.mapping import LayerMapping, layers_of
 from hf_distill.projection import Projection
 from hf_distill.schedules import Schedule
@@ -28,13 +28,14 @@ class ContrastiveLoss(PooledLoss):
     Args:
         layer_mapping: Which hidden states are compared, as in [`HiddenStateLoss`]; the final ones by default.
         pooling: What stands for a row: `"mean"` of its real tokens (as in CoDIR), or the `"first"`.
-        temperature: Divides the cosines; above 0.
+        temperature: Divides the cosines; above 0, a number or a [`Schedule`].
         weight: Factor of this term.
 
     Raises:
         ValueError: If an argument is out of range; in `setup`, if the layers cannot be compared.
     """
 
+    temperature: float
     citation = """@inproceedings{sun2020contrastive,
   title={Contrastive Distillation on Intermediate Representations for Language Model Compression},
   author={Sun, Siqi and Gan, Zhe and Fang, Yuwei and Cheng, Yu and Wang, Shuohang and Liu, Jingjing},
@@ -48,12 +49,10 @@ class ContrastiveLoss(PooledLoss):
         pooling: Literal["mean", "first"] = "mean",
         weight: float | Schedule = 1.0,
         *,
-        temperature: float = 0.1,
+        temperature: float | Schedule = 0.1,
     ) -> None:
         super().__init__(layer_mapping, pooling, weight)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
-        self.temperature = temperature
+        set_temperature(self, temperature)
         self.projections = nn.ModuleDict()
 
     def setup(self, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
@@ -70,4 +69,4 @@ class ContrastiveLoss(PooledLoss):
         return info_nce(student, teacher, self.temperature).mean()
 
     def formula(self) -> str:
-        return self.named(f"InfoNCE (T={self.temperature:g})")
+        return self.named(f"InfoNCE (T={self.shown('temperature')})")

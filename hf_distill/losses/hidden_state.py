@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -71,7 +71,7 @@ and Liu, Qun},
 
     def __init__(
         self,
-        layer_mapping: LayerMapping | Mapping[int, int] | str = "uniform",
+        layer_mapping: LayerMapping | Mapping[int, int | Sequence[int]] | str = "uniform",
         distance: Distance = "mse",
         weight: float | Schedule = 1.0,
         *,

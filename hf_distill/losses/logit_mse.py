@@ -24,6 +24,7 @@ class LogitMSELoss(ResponseLoss):
         ValueError: If an argument is out of range.
     """
 
+    by_position = True
     undefined_for = NO_MEAN_OVER_SPANS
     citation = """@inproceedings{ba2014deep,
   title={Do Deep Nets Really Need to be Deep?},

@@ -40,6 +40,7 @@ class RankingLoss(ResponseLoss):
         ValueError: If an argument is out of range.
     """
 
+    by_position = True
     undefined_for = _UNDEFINED
     temperature: float
     citation = """@inproceedings{burges2005learning,

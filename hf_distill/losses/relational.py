@@ -30,14 +30,11 @@ class RelationalDistanceLoss(PooledLoss):
         ValueError: If an argument is unknown; in `setup`, if the layers cannot be compared.
     """
 
-    called = "distances"
+    called = "relative distances"
     citation = _CITATION
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return relational_distance(student, teacher)
-
-    def formula(self) -> str:
-        return self.named("relative distances")
 
 
 class RelationalAngleLoss(PooledLoss):

@@ -67,8 +67,9 @@ def set_temperature(loss: DistillationLoss, temperature: float | Schedule) -> No
     Raises:
         ValueError: If it is, at any time, not a finite number above 0.
     """
-    if not all(math.isfinite(value) and value > 0 for value in loss.schedule("temperature", temperature)):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+    number = isinstance(temperature, (int, float, Schedule))
+    if not number or not all(math.isfinite(x) and x > 0 for x in loss.schedule("temperature", temperature)):
+        raise ValueError(f"temperature must be a finite number above 0, or a Schedule of such, got {temperature!r}.")
 
 
 def require_factors(**factors: float) -> None:

@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_distill.recipes.reading import readable, readable_length
+from hf_distill.heads import forward_inputs, in_eval_mode
+from hf_distill.recipes.reading import readable_length
 from hf_distill.tasks import Task
 from hf_distill.transfer.places import word_ids
 from hf_distill.transfer.views import ImageRows
@@ -29,14 +30,11 @@ def answers(
         (N, V) for N rows or, of words, N words.
     """
     longest = readable_length(max_length or 512, model)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        found = answers_of(
-            lambda batch: model(**readable(model, batch)).logits, task, dataset, processing_class, longest, batch_size
-        )
-    model.train(was_training)
-    return found
+    with torch.no_grad(), in_eval_mode(model):
+        return answers_of(
+            lambda batch: model(**forward_inputs(model, batch)).logits,
+            task, dataset, processing_class, longest, batch_size,
+        )  # fmt: skip
 
 
 def answers_of(

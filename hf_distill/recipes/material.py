@@ -88,9 +88,8 @@ class Material:
         if self.student is None and not any(value is not None for value in self.limits.values()):
             self.limits["compression"] = 10.0
         parameter_budget(self.teacher, **self.limits)
-        if (
-            self.max_mb is not None and self.student is None
-        ):  # of the student, which is trained and kept in 4 bytes a number
+        # Of the student, which is trained and kept in 4 bytes a number.
+        if self.max_mb is not None and self.student is None:
             self.limits |= {"max_mb": None, "max_parameters": int(self.max_mb * 1e6 / 4)}
         like_lengths = {} if self.task.kind == "image" else LIKE_LENGTHS
         self.stage_arguments = {**like_lengths, **(self.arguments or {})}

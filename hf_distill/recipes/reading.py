@@ -9,16 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_distill.alignment import maximum_length
-from hf_distill.heads import core_model, forward_parameters
+from hf_distill.heads import core_model, forward_inputs
 from hf_distill.tasks import Task
 
 WIDTH = 160  # of the students for whom the recipe's learning rates were chosen
-
-
-def readable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's forward takes of a batch, on its device."""
-    names, takes_any = forward_parameters(model)
-    return {name: value.to(model.device) for name, value in batch.items() if takes_any or name in names}
 
 
 def number_of_layers(model: PreTrainedModel) -> int:
@@ -74,7 +68,7 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
     """
     if task.kind == "words":
         return True
-    inputs = readable(model, batch)
+    inputs = forward_inputs(model, batch)
     changed = dict(inputs)
     if task.kind == "text":
         ids = inputs["input_ids"].clone()

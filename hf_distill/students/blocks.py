@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_distill.heads import forward_inputs, in_eval_mode
 from hf_distill.mapping import LayerMapping, layers_of
 
 LayerChoice = Literal["uniform", "first", "last", "importance"]
@@ -64,17 +65,15 @@ def block_influence(teacher: PreTrainedModel, calibration: Iterable[Mapping[str,
         Men et al. (2024), ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, equation 1.
     """
     sums, tokens = torch.zeros(0, dtype=torch.float64), 0
-    was_training = teacher.training
-    teacher.eval()
-    for batch in calibration:
-        inputs = {name: value.to(teacher.device) for name, value in batch.items() if name != "labels"}
-        states = teacher(**inputs, output_hidden_states=True).hidden_states
-        mask = inputs.get("attention_mask")
-        real = torch.ones(states[0].shape[:-1], dtype=torch.bool) if mask is None else mask.bool().cpu()
-        change = [1 - F.cosine_similarity(a.double(), b.double(), dim=-1).cpu()[real] for a, b in pairwise(states)]
-        sums = torch.stack([values.sum() for values in change]) + (sums if len(sums) else 0)
-        tokens += int(real.sum())
-    teacher.train(was_training)
+    with in_eval_mode(teacher):
+        for batch in calibration:
+            inputs = forward_inputs(teacher, batch)
+            states = teacher(**inputs, output_hidden_states=True).hidden_states
+            mask = inputs.get("attention_mask")
+            real = torch.ones(states[0].shape[:-1], dtype=torch.bool) if mask is None else mask.bool().cpu()
+            change = [1 - F.cosine_similarity(a.double(), b.double(), dim=-1).cpu()[real] for a, b in pairwise(states)]
+            sums = torch.stack([values.sum() for values in change]) + (sums if len(sums) else 0)
+            tokens += int(real.sum())
     if not tokens:
         raise ValueError("calibration has no batches.")
     return sums / tokens

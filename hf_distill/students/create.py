@@ -101,10 +101,11 @@ def create_student(
             from random weights, with a warning. Convolutional stages (ResNet, ConvNeXt) keep their depths and become
             narrower by one factor (`hf_distill.students.convolutional`).
         max_parameters: The most parameters instead.
+        max_mb: The most megabytes (10^6 bytes, in the teacher's dtype) of weights instead; `compress` counts those of
+            float32, in which it trains.
         student_config: A config of any architecture with a head for this task, instead of everything above: the
             student is built from it, and what corresponds is carried over ([`from_config`] in
             `hf_distill.students.other`).
-        max_mb: The most megabytes (10^6 bytes, in the teacher's dtype) of weights instead.
 
     Raises:
         ValueError: If the blocks are not given exactly once for a stack, or are not in the teacher; if the teacher has
@@ -167,11 +168,17 @@ def create_student(
 
 
 def _proposed(
-    teacher: PreTrainedModel, budget: int, widths: Mapping[str, int], asked: tuple[str, Any] | None, vocabulary: Any
+    teacher: PreTrainedModel,
+    budget: int,
+    widths: Mapping[str, int],
+    asked: tuple[str, Any] | None,
+    new_processing_class: Any,
 ) -> tuple[dict[str, int], tuple[str, Any]]:
     """Widths and blocks within a budget; what was asked for stays. The shape is printed."""
-    depth = None if asked is None else asked[1] if "num_" in asked[0] else len(asked[1])
-    tokens = None if vocabulary is None else len(vocabulary.get_vocab())
+    depth = None
+    if asked is not None:
+        depth = asked[1] if asked[0].startswith("num_") else len(asked[1])
+    tokens = None if new_processing_class is None else len(new_processing_class.get_vocab())
     with other_errors_explained(teacher):
         found, shape = propose(teacher, budget, widths, depth, tokens)
     blocks = found.pop("num_hidden_layers")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_distill.heads import forward_inputs, head_of, in_eval_mode
+
 
 @torch.no_grad()
 def distance_from_teacher(
@@ -38,10 +40,8 @@ def distance_from_teacher(
         distance_from_teacher(student, teacher, [tokenizer(texts, padding=True, return_tensors="pt")])
         ```
     """
-    modes = student.training, teacher.training
-    pairs = [(_answers(student.eval(), batch), _answers(teacher.eval(), batch)) for batch in batches]
-    student.train(modes[0])
-    teacher.train(modes[1])
+    with in_eval_mode(student), in_eval_mode(teacher):
+        pairs = [(_answers(student, batch), _answers(teacher, batch)) for batch in batches]
     logits, states = (
         [torch.cat([pair[who][what] for pair in pairs]) for who in (0, 1)] if pairs else [torch.zeros(0, 1)] * 2
         for what in (0, 1)
@@ -70,9 +70,11 @@ def unexplained(inputs: Tensor, targets: Tensor) -> float:
 
 def _answers(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits and final states, a line a position without padding. Shape: (N, V), (N', H)."""
-    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    inputs, head = forward_inputs(model, batch), head_of(model)
     output = model(**inputs, output_hidden_states=True)
-    logits, states = output.logits.double().cpu(), output.hidden_states[-1].double().cpu()
+    logits, states = head.answers(output).double().cpu(), output.hidden_states[-1].double().cpu()
+    if head.kind == "span":
+        logits = logits.transpose(1, 2)  # (B, T, 2)
     mask = inputs.get("attention_mask", torch.ones(states.shape[:2])).bool().cpu()
     if states.ndim == 4:  # (B, C, height, width)
         states = states.flatten(2).transpose(1, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_distill.heads import forward_inputs
 from hf_distill.students.layouts import Space
 from hf_distill.students.spaces import Prober, axes_of
 
@@ -103,8 +104,7 @@ def _activations(
             for batch in calibration:
                 mask = batch.get("attention_mask")
                 real[0] = mask.bool().cpu() if isinstance(mask, Tensor) else None
-                teacher(**{key: value.to(teacher.device) if isinstance(value, Tensor) else value
-                           for key, value in batch.items() if key != "labels"})  # fmt: skip
+                teacher(**forward_inputs(teacher, batch))
     finally:
         teacher.train(was_training)
         for handle in handles:

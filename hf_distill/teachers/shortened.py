@@ -53,14 +53,7 @@ class Shortener:
         try:
             with _first_blocks(model, self._depth, last + 1) as shortened:
                 self._proved[needs] = shortened and _equal(whole, forward())
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # a model that counts its blocks itself
+        except _MISFITS:
             self._proved[needs] = False
         return whole
 

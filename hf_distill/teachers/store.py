@@ -43,7 +43,7 @@ class AnswerStore:
 
     Args:
         folder: Where the files are; made when something is written.
-        columns: Name -> dtype, `"float32"` or `"float16"`.
+        columns: Name -> dtype: `"float32"`, `"float16"`, or `"int32"` for what is counted.
     """
 
     def __init__(self, folder: str | os.PathLike[str], columns: Mapping[str, str]) -> None:

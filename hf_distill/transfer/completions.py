@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_distill.alignment import maximum_length
 from hf_distill.heads import core_model
 from hf_distill.teachers.placement import execution_device
 
@@ -67,11 +68,10 @@ def require_prompts(prompts: Sequence[Sequence[int]]) -> None:
 
 def _require_room(core: Any, prompt: int, new: int, encoder_decoder: bool) -> None:
     """Prompt and completion stand one after the other, or each in a stack of its own."""
-    config = core.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if hasattr(config, "relative_attention_num_buckets"):
+    most = maximum_length(core.config)
+    if hasattr(core.config.get_text_config(), "relative_attention_num_buckets"):
         return  # T5 has no end, whatever its config calls n_positions
-    if isinstance(most, int) and most > 0 and (max(prompt, new) if encoder_decoder else prompt + new) > most:
+    if most is not None and (max(prompt, new) if encoder_decoder else prompt + new) > most:
         raise ValueError(
             f"The longest prompt has {prompt} tokens, and with {new} new ones that is more than the {most} positions "
             f"of {type(core).__name__}. Set fewer max_new_tokens, or shorten the prompts."

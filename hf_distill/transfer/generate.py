@@ -48,7 +48,8 @@ def generate_transfer_set(
     that theirs learn from the texts alone.
 
     Completions are kept in `cache_dir` as they are written: an interrupted call goes on where it was, and another call
-    with the same teacher and settings asks about new prompts alone. Equal prompts get one completion.
+    with the same teacher and settings asks about the batches that hold a new prompt, and keeps what is there of the
+    others. Equal prompts get one completion.
 
     Args:
         teacher: A causal language model or an encoder-decoder, with its weights.
@@ -57,7 +58,8 @@ def generate_transfer_set(
         cache_dir: Where the completions are kept.
         batch_size: Prompts at once; those of like length go together.
         max_new_tokens: Most tokens of a completion.
-        max_prompt_length: Most tokens of a prompt, of which the last are kept (of an encoder-decoder's the first).
+        max_prompt_length: Most tokens of a prompt, of which the last are kept (of an encoder-decoder's the first); at
+            least 1.
         seed: Of sampling (`do_sample=True`).
         progress: Whether to show a bar.
         generation_kwargs: As for `generate`: `num_beams`, `do_sample`, `temperature`, ...; what is not set is the
@@ -73,6 +75,8 @@ def generate_transfer_set(
     """
     if not len(prompts):
         raise ValueError("There are no prompts. Pass texts, token ids, or conversations.")
+    if max_prompt_length is not None and max_prompt_length < 1:
+        raise ValueError(f"max_prompt_length must be at least 1, or None for whole prompts, got {max_prompt_length}.")
     if generation_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("One completion of a prompt is kept. Leave out num_return_sequences; more need another seed.")
     encoder_decoder = bool(getattr(core_model(teacher).config, "is_encoder_decoder", False))
@@ -107,7 +111,7 @@ def _write(
     batch_size: int, seed: int, progress: bool,
 ) -> None:  # fmt: skip
     """Have the batches completed of which a prompt is not known. They are the same whatever is known, and each has a
-    seed of its own, so that an interrupted call ends as an uninterrupted one.
+    seed of its own, so that an interrupted call ends as an uninterrupted one. What was kept before stays.
     """
     _, first = np.unique(keys, axis=0, return_index=True)
     order = sorted(first.tolist(), key=lambda i: (-len(prompts[i]), i))
@@ -115,10 +119,12 @@ def _write(
     with tqdm(total=len(order), desc="The teacher writes", unit=" prompts", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
-            if bool((store.find(keys[some]) < 0).any()):
+            new = [place for place, found in enumerate(store.find(keys[some])) if found < 0]
+            if new:
                 with preserved_random_state(seed + start):
                     written = complete(teacher, [prompts[i] for i in some], **settings)
-                pending.add(keys[some], {COMPLETION: [torch.tensor(ids, dtype=torch.int32) for ids in written]})
+                answers = [torch.tensor(written[place], dtype=torch.int32) for place in new]
+                pending.add(keys[[some[place] for place in new]], {COMPLETION: answers})
             bar.update(len(some))
             if pending.is_due():
                 pending.write_to(store)

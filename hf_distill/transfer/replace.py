@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from hf_distill.alignment import maximum_length
 from hf_distill.teachers.fingerprint import config_fingerprint, fingerprint, weights_fingerprint
 from hf_distill.transfer.augment import Words, text_of
 from hf_distill.writing import whole_files
@@ -58,7 +59,7 @@ def replace_words(
     Raises:
         ValueError: If the model or the tokenizer has no mask, or `share` is no probability.
     """
-    if isinstance(masked_lm, str):
+    if isinstance(masked_lm, (str, os.PathLike)):
         processing_class = processing_class or AutoTokenizer.from_pretrained(masked_lm)
         masked_lm = AutoModelForMaskedLM.from_pretrained(masked_lm)
     if getattr(processing_class, "mask_token", None) is None or not hasattr(masked_lm, "forward"):
@@ -232,7 +233,7 @@ def _likeliest(
     single = [k for k, pieces in enumerate(_pieces(processing_class, cores)) if len(pieces) == 1]
     single.sort(key=lambda k: len(made[slots[k][0]]))  # little padding
     known = torch.tensor(sorted(words), device=model.device)
-    longest = min(processing_class.model_max_length, getattr(model.config, "max_position_embeddings", 512), 512)
+    longest = min(processing_class.model_max_length, maximum_length(model.config) or 512, 512)
     was_training = model.training
     model.eval()
     for start in range(0, len(single), batch_size):
