@@ -100,12 +100,12 @@ class Task:
             )
         given = (input_columns,) if isinstance(input_columns, str) else tuple(input_columns or ())
         single = kind == "words" or (config.num_labels > 1 and config.problem_type != "regression")
-        label = find_label_column(dataset, kind, label_column, numbers=not single)
+        classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
+        label = find_label_column(dataset, kind, label_column, numbers=not single, classes=classes)
         inputs = given or _input_columns(dataset, kind, label)
         missing = [name for name in inputs if name not in dataset.column_names]
         if missing or len(inputs) > (2 if kind == "text" else 1):
             raise ValueError(f"input_columns={list(inputs)} must be columns of the data: {dataset.column_names}.")
-        classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
         return cls(kind, tuple(inputs), label, classes)
 
     def __str__(self) -> str:
@@ -220,8 +220,9 @@ def _input_columns(dataset: Dataset, kind: str, label: str | None) -> tuple[str,
 
 
 def find_label_column(
-    dataset: Dataset, kind: str = "text", given: str | None = None, *, numbers: bool = False
-) -> str | None:
+    dataset: Dataset, kind: str = "text", given: str | None = None, *, numbers: bool = False,
+    classes: Sequence[str] = (),
+) -> str | None:  # fmt: skip
     """The column of labels, by its name or because it holds classes; `None` where there is none.
 
     Args:
@@ -229,6 +230,8 @@ def find_label_column(
         kind: Of [`Task`].
         given: Its name, where that does not tell.
         numbers: Whether the labels are numbers to be predicted, so that a column of numbers comes first.
+        classes: The teacher's. Of several columns the one that holds these comes first, such as `pos_tags` beside
+            `ner_tags`.
 
     Raises:
         ValueError: If the given one is not there.
@@ -243,7 +246,20 @@ def find_label_column(
         known = [name for name in known if _is_list(dataset.features[name])]
     if numbers:
         known.sort(key=lambda name: not _is_number(dataset.features[name]))
+    if classes and len(known) > 1:
+        known.sort(key=lambda name: _misfit(dataset, name, classes))
     return known[0] if known else None
+
+
+def _misfit(dataset: Dataset, column: str, classes: Sequence[str]) -> int:
+    """How many of the teacher's classes a column does not have; one more than there are if it has others."""
+    rows = [row for row in dataset.with_format(None)[column][:] if row is not None]
+    names = class_names(dataset, column)
+    try:
+        found = {place for row in in_order(rows, classes, names, column) for place in flat(row)} - {IGNORED}
+    except (TypeError, ValueError):
+        return len(classes) + 1
+    return len(classes) - len(found if names is None else names)
 
 
 def _is_number(feature: Any) -> bool:

@@ -74,8 +74,8 @@ MAY_IMPORT = {
     "export": {"alignment", "exported", "heads", "writing"},
     "metrics": set(),
     "cli": {
-        "export", "exported", "heads", "layer_proposal", "recipes", "reports", "students", "tasks", "training_args",
-        "transfer", "writing",
+        "class_labels", "export", "exported", "heads", "layer_proposal", "recipes", "reports", "students", "tasks",
+        "training_args", "transfer", "writing",
     },
     "testing": {"activations", "batch", "losses", "unprojected"},
 }  # fmt: skip

@@ -114,6 +114,23 @@ def test_rows_without_a_text_are_left_out_and_told(place, tmp_path, capsys):
     assert sum(int(number) for number, _ in told) == 3
 
 
+@pytest.mark.parametrize(("kind", "name"), [("text", "label"), ("words", "ner_tags")])
+def test_rows_without_a_label_are_left_out_and_told(kind, name, place, tmp_path, capsys):
+    content = copy.deepcopy(WORDS) if kind == "words" else TEXTS.to_dict()
+    for k in (3, 20):
+        content[name][k] = [None, *content[name][k][1:]] if kind == "words" else None
+    Dataset.from_dict(content).to_parquet(place / "holes.parquet")
+    assert run(place, kind, "holes.parquet", tmp_path / "out", "--augmented_rows", "0", part=["cache"]) == 0
+    told = re.findall(rf"(\d) (train|validation|test) rows have nothing in {name}", capsys.readouterr().out)
+    assert sum(int(number) for number, _ in told) == 2
+
+
+def test_a_file_that_cannot_be_read_tells_where(place, tmp_path, capsys):
+    (place / "broken.csv").write_text("text;label\nba;0\nco, di;1\n" * 5, encoding="utf-8")
+    assert run(place, "text", "broken.csv", tmp_path / "out", part=["check"]) == 1
+    assert "Expected 1 fields in line 3, saw 2" in capsys.readouterr().err
+
+
 def test_unlabelled_rows_without_the_columns_are_refused(place, tmp_path, capsys):
     TEXTS.rename_column("text", "body").to_json(tmp_path / "more.json")
     assert run(place, "text", "rows.parquet", tmp_path / "out", "--unlabelled", str(tmp_path / "more.json")) == 1

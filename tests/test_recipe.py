@@ -237,6 +237,25 @@ class TestCompress:
         with pytest.raises(ValueError, match="size must be a whole number of at least"):
             make(tmp_path / "other", vocabulary_size=120)
 
+    def test_a_small_compression_keeps_as_many_tokens_as_fit(self, tmp_path):
+        teacher, reader = bert(**SIZES), original("wordpiece")
+        made = make(tmp_path, teacher, compression=1.2, vocabulary_size=None, training_rows=8)
+        assert len(made.processing_class) < len(reader)
+        assert 0.95 * teacher.num_parameters() / 1.2 <= made.student.num_parameters() <= teacher.num_parameters() / 1.2
+
+    def test_a_table_that_leaves_no_room_for_blocks_loses_tokens(self, tmp_path, monkeypatch):
+        """An ELECTRA's, which keeps its width."""
+        torch.manual_seed(0)
+        config = hf.ElectraConfig(
+            vocab_size=305, embedding_size=32, num_attention_heads=2, max_position_embeddings=60, **SIZES
+        )
+        teacher = hf.ElectraForSequenceClassification(config).eval()
+        budget = teacher.num_parameters() / 2.5
+        monkeypatch.setattr(job.Job, "_vocabulary_size", lambda self: 200)
+        made = make(tmp_path, teacher, compression=2.5, vocabulary_size=None, training_rows=8)
+        assert len(made.processing_class) < 200
+        assert 0.95 * budget <= made.student.num_parameters() <= budget
+
     def test_held_out_rows_are_not_learnt_from(self, tmp_path, monkeypatch):
         seen = []
         encode = Task.encode
@@ -353,6 +372,14 @@ class TestCompress:
             ({"augmented_rows": -5}, "augmented_rows must be at least 0, got -5"),
             ({"stages": ()}, r"stages must be one at least, .* got \[\]"),
             ({"stages": 2 * STAGES[:1]}, r"a name of its own, got \['transfer', 'transfer'\]"),
+            (
+                {"arguments": {"num_train_epochs": 1}},
+                "num_train_epochs has no place in `arguments`. Set training_rows",
+            ),
+            (
+                {"teacher": vit(), "rows": labelled({"image": torch.rand(2, 8, 8).tolist()}, None), "reader": None},
+                "processing_class must be the teacher's image processor, got NoneType",
+            ),
             ({"reader": None}, "processing_class must be the teacher's tokenizer, got NoneType"),
             ({"teacher": bert(vocab_size=100)}, "has ids up to 299, the teacher 100 embeddings"),
             (

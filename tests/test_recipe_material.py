@@ -94,25 +94,31 @@ class TestAmounts:
             known = len(row["input_ids"]) if expected == "all" else 1
             assert row["teacher_hidden_states_3"].shape == (known, SIZES["hidden_size"])
 
+    def test_empty_texts_at_the_front_change_nothing(self, tmp_path):
+        rows = labelled({"text": [""] * 9 + CORPUS[:40]})
+        some = job.Job(bert(**SIZES), original("wordpiece"), rows, tmp_path, STAGES, augmented_rows=0)
+        assert some.needs.hidden_states == (3,)
+
 
 class TestReadableStates:
     def test_the_first_token_of_an_encoder_reads_everything_that_of_a_decoder_nothing(self):
         reader = original("wordpiece")
         batch = dict(reader(["ba co di", "fu gel"], padding=True, return_tensors="pt"))
         task = Task.of(bert(), ROWS)
-        assert has_readable_states(bert(), task, batch)
+        assert has_readable_states(bert(), task, batch, every_token=False)
         sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 305, "pad_token_id": 0}
         decoder = hf.GPT2ForSequenceClassification(hf.GPT2Config(**sizes)).eval()
         batch.pop("token_type_ids", None)
-        assert not has_readable_states(decoder, task, batch)
+        assert not has_readable_states(decoder, task, batch, every_token=False)
+        assert has_readable_states(decoder, task, batch, every_token=True)
 
     def test_of_images_only_a_class_token_does(self):
         batch = {"pixel_values": torch.rand(2, 1, 8, 8)}
         rows = labelled({"pixel_values": batch["pixel_values"].tolist()})
-        assert has_readable_states(vit(), Task.of(vit(), rows), batch)
+        assert has_readable_states(vit(), Task.of(vit(), rows), batch, every_token=False)
         config = hf.ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
         convolutional = hf.ResNetForImageClassification(config).eval()
-        assert not has_readable_states(convolutional, Task.of(convolutional, rows), batch)
+        assert not has_readable_states(convolutional, Task.of(convolutional, rows), batch, every_token=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Sequence
 from test_transfer_set import bert, labelled, vit
 from test_vocabulary import trimmed
 
@@ -41,6 +41,24 @@ class TestTask:
     def test_numbers_are_what_a_regression_predicts_and_names_what_a_classifier_does(self, outputs, column):
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": ["high", "low"], "score": [0.7, 0.1]})
         assert Task.of(bert(num_labels=outputs), rows).label == column
+
+    @pytest.mark.parametrize("named", [False, True])
+    @pytest.mark.parametrize(("column", "classes"), [("pos_tags", "NVDP"), ("ner_tags", "OB")])
+    def test_of_several_columns_of_labels_the_teachers_is_read(self, column, classes, named):
+        """As CoNLL has them; the order of the columns and of the names looked for must not decide."""
+        names = {"ner_tags": list("OB"), "pos_tags": list("NVDP")}
+        rows = {"tokens": [["a", "b"]] * 4, "ner_tags": [[0, 1]] * 4, "pos_tags": [[0, 1], [2, 2], [0, 2], [3, 0]]}
+        dataset = Dataset.from_dict(rows)
+        for name in names if named else ():
+            dataset = dataset.cast_column(name, Sequence(ClassLabel(names=names[name])))
+        given = {"id2label": dict(enumerate(classes)), "label2id": {name: k for k, name in enumerate(classes)}}
+        assert Task.of(bert("TokenClassification", **given), dataset).label == column
+
+    def test_fine_and_coarse_classes_are_told_apart(self):
+        rows = {"text": ["a", "b", "c"], "fine_label": [0, 4, 2], "coarse_label": [0, 1, None]}
+        dataset = Dataset.from_dict(rows)
+        assert Task.of(bert(num_labels=2), dataset).label == "coarse_label"
+        assert Task.of(bert(num_labels=5), dataset).label == "fine_label"
 
     def test_classes_are_matched_by_name(self):
         rows = labelled({"text": ["ba", "co"]}, names=("yes", "no"))

@@ -105,8 +105,10 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
     except UserError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The dataset {source} cannot be loaded ({type(error).__name__}: {first}).") from error
+        said = [line for each in (error, error.__cause__) for line in str(each or "").strip().splitlines()[:1]]
+        raise UserError(
+            f"The dataset {source} cannot be loaded ({type(error).__name__}: {' '.join(said)})."
+        ) from error
 
 
 def _unlabelled(part: Dataset, label: str | None) -> bool:

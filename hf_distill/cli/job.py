@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
+from hf_distill.class_labels import flat
 from hf_distill.cli.data import load_splits, load_unlabelled
 from hf_distill.cli.errors import UserError
 from hf_distill.cli.flags import Flags, stages_of
@@ -91,15 +92,16 @@ class Job:
         return task
 
     def without_gaps(self, name: str, part: Dataset, task: Task) -> Dataset:
-        """The rows that hold something to read: csv files take NA, null and nothing for None."""
-        if task.kind == "image":
-            return part
-        rows = zip(*(part.with_format(None)[column][:] for column in task.inputs), strict=True)
-        kept = [k for k, row in enumerate(rows) if None not in row]
-        if len(kept) == len(part):
-            return part
-        self.say(f"{len(part) - len(kept):,} {name} rows have nothing in {', '.join(task.inputs)} and are left out")
-        return part.select(kept)
+        """The rows that hold something to read and a label: csv files take NA, null and nothing for None."""
+        columns = [task.label] if task.kind == "image" else [*task.inputs, task.label]
+        for column in (column for column in columns if column in part.column_names):
+            kept = [k for k, value in enumerate(part.with_format(None)[column][:]) if None not in flat(value)]
+            if len(kept) < len(part):
+                self.say(f"{len(part) - len(kept):,} {name} rows have nothing in {column} and are left out")
+                part = part.select(kept)
+        if not len(part):
+            raise UserError(f"No {name} row is left.")
+        return part
 
     @cached_property
     def length(self) -> int | None:

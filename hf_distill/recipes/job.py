@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_distill.recipes.embeddings import map_embedding
 from hf_distill.recipes.material import Material
-from hf_distill.recipes.reading import require_fit, require_tokenizer, without_dropout
+from hf_distill.recipes.reading import require_fit, require_image_processor, require_tokenizer, without_dropout
 from hf_distill.recipes.stages import (
     begin,
     content_of,
@@ -26,7 +28,7 @@ from hf_distill.recipes.stages import (
     with_effect,
 )
 from hf_distill.students import create_student, trim_vocabulary
-from hf_distill.students.budget import parameter_budget
+from hf_distill.students.budget import NoShapeError, count, parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers.fingerprint import model_fingerprint
 from hf_distill.trainer import DistillationTrainer
@@ -143,30 +145,50 @@ class Job(Material):
     def _make(self) -> tuple[Any, PreTrainedModel]:
         if self.student is not None:
             return self.processing_class, copy.deepcopy(self.student)
-        tokenizer, given = self.processing_class, {}
-        if self.task.kind != "image":
-            tokenizer = self._trimmed() if getattr(tokenizer, "is_fast", False) else tokenizer
-            given = {"processing_class": self.processing_class, "new_processing_class": tokenizer}
         sizes = (64, 16) if self.task.kind == "image" else (512, 32)
+        calibration = self._calibration(*sizes)
         try:
-            return tokenizer, create_student(
-                self.teacher, calibration=self._calibration(*sizes), **given, **self.limits
-            )
+            return self._cut(calibration)
         except ValueError as error:
             raise ValueError(
                 f"{error} Or choose the student yourself, in compress by student=create_student(teacher, "
                 "student_config=...)."
             ) from error
 
+    def _cut(self, calibration: list[dict[str, Any]]) -> tuple[Any, PreTrainedModel]:
+        """Tokenizer and student. Where the table of words leaves no room for blocks, half of the tokens stay."""
+        cut = partial(create_student, self.teacher, calibration=calibration, **self.limits)
+        reader = self.processing_class
+        if self.task.kind == "image":
+            return reader, cut()
+        if not getattr(reader, "is_fast", False):
+            return reader, cut(processing_class=reader, new_processing_class=reader)
+        size, before = self.vocabulary_size or self._vocabulary_size(), None
+        while True:
+            tokenizer = self._trimmed(size)
+            try:
+                return tokenizer, cut(processing_class=reader, new_processing_class=tokenizer)
+            except NoShapeError:
+                if self.vocabulary_size is not None or len(tokenizer) == before:
+                    raise
+            before, size = len(tokenizer), len(tokenizer) // 2
+            print(f"With {before:,} tokens no such student fits; fewer are tried")
+
     def _calibration(self, number: int, size: int) -> list[dict[str, Any]]:
         """Batches of task rows from all over the dataset, on which to measure what of the teacher is important."""
         rows = range(0, len(self.train_dataset), max(1, len(self.train_dataset) // number))[:number]
         return [self.batch(rows[k : k + size]) for k in range(0, len(rows), size)]
 
-    def _trimmed(self) -> Any:
-        """The teacher's tokenizer with as many tokens as suit the student's size, or as many as must stay."""
+    def _vocabulary_size(self) -> int:
+        """How many tokens suit the student's size: as many more as fill the budget where all blocks stay whole."""
         budget = parameter_budget(self.teacher, **self.limits) or 0
-        size = self.vocabulary_size or round(10_000 * (budget / 2.3e6) ** 0.35)
+        suitable = round(10_000 * (budget / 2.3e6) ** 0.35)
+        table = cast(nn.Embedding, self.teacher.get_input_embeddings()).weight
+        room = len(table) - math.ceil(max(0, count(self.teacher) - budget) / table.shape[1])
+        return min(max(suitable, room), len(self.processing_class))
+
+    def _trimmed(self, size: int) -> Any:
+        """The teacher's tokenizer with so many tokens, or as many as must stay."""
         while True:
             try:
                 return trim_vocabulary(self.processing_class, self.texts(), size, characters="seen")
@@ -193,7 +215,9 @@ class Job(Material):
                 raise ValueError(
                     f"{name} is for texts and words. Of images, choose the rows of train_dataset, and leave it out."
                 )
-        if self.task.kind != "image":
+        if self.task.kind == "image":
+            require_image_processor(self.processing_class, self.task)
+        else:
             require_tokenizer(self.processing_class, self.teacher)
         if self.glues_words and getattr(self.processing_class, "add_prefix_space", None) is False:
             print(
@@ -204,6 +228,10 @@ class Job(Material):
         for name, least in (("training_rows", 1), ("max_length", 1), ("augmented_rows", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if "num_train_epochs" in (self.arguments or {}):
+            raise ValueError(
+                "num_train_epochs has no place in `arguments`. Set training_rows, which counts all stages."
+            )
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise ValueError(

@@ -126,7 +126,7 @@ class Material:
         """Whether the tokenizer reads a list of words without the spaces between them, other than `pipeline` does."""
         if self.task.kind != "words":
             return False
-        rows = [list(row) for row in self.train_dataset[:64][self.task.inputs[0]]]
+        rows = [[str(word) for word in row] for row in self.train_dataset[:64][self.task.inputs[0]]]
         apart = self.processing_class(rows, is_split_into_words=True)["input_ids"]
         return apart != self.processing_class([" ".join(row) for row in rows])["input_ids"]
 
@@ -254,8 +254,10 @@ class Material:
     @cached_property
     def needs(self) -> Needs:
         """What the teacher is asked for: logits, and its final states where they say what the head reads."""
+        number = len(self.train_dataset)
+        some = self.batch(range(0, number, max(1, number // 8)))  # from all over it: the first may be empty texts
         with_states = any(stage.representation_weight for stage in self.stages) and has_readable_states(
-            self.teacher, self.task, self.batch(range(min(4, len(self.train_dataset))))
+            self.teacher, self.task, some, every_token=self.state_positions == "all"
         )
         if self.task.kind == "words" and self.states_bytes > STATES_BYTES:
             with_states = False  # each word has its own answer, which says most

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_distill.alignment import maximum_length
-from hf_distill.heads import core_model, forward_inputs
+from hf_distill.heads import core_model, forward_inputs, in_eval_mode
 from hf_distill.tasks import Task
 
 WIDTH = 160  # of the students for whom the recipe's learning rates were chosen
@@ -55,36 +56,47 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, Any]) -> bool:
-    """Whether the final states of the positions that the recipe compares depend on the whole input.
+def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, Any], every_token: bool) -> bool:
+    """Whether the final states of the positions that the recipe compares say what the head reads.
 
-    Of words those are all tokens; of texts and images the first, which is an encoder's summary but in a decoder has
-    seen nothing, and of an image without a class token is its corner.
+    Where every token's are compared, they do. The first token's alone is an encoder's summary, but in a decoder has
+    seen nothing, and of an image without a class token it is its corner.
 
     Args:
         model: The teacher.
         task: What it does.
         batch: A few rows, without labels.
+        every_token: Whether every token's states are compared, not the first's alone.
     """
     if task.kind == "words":
         return True
     inputs = forward_inputs(model, batch)
-    changed = dict(inputs)
-    if task.kind == "text":
-        ids = inputs["input_ids"].clone()
-        last = inputs["attention_mask"].sum(-1) - 1 if "attention_mask" in inputs else torch.full((len(ids),), -1)
-        ids[torch.arange(len(ids)), last] = ids[:, ids.shape[1] // 2].clone()
-        changed["input_ids"] = ids
-        if bool((ids == inputs["input_ids"]).all()):
-            return False
-    elif not any("cls_token" in name for name, _ in model.named_parameters()):
-        return False
-    was_training = model.training
-    states = [model.eval()(**x, output_hidden_states=True).hidden_states[-1] for x in (inputs, changed)]
-    model.train(was_training)
-    if states[0].ndim != 3:
-        return False
-    return task.kind == "image" or not torch.equal(states[0][:, 0], states[1][:, 0])
+    if task.kind == "text" and every_token:
+        state = _final_state(model, inputs)
+        return state.ndim == 3 and state.shape[:2] == inputs["input_ids"].shape
+    if task.kind == "image":
+        has_summary = any("cls_token" in name for name, _ in model.named_parameters())
+        return has_summary and _final_state(model, inputs).ndim == 3
+    ids = inputs["input_ids"].clone()
+    last = inputs["attention_mask"].sum(-1) - 1 if "attention_mask" in inputs else torch.full((len(ids),), -1)
+    ids[torch.arange(len(ids)), last] = ids[:, ids.shape[1] // 2].clone()
+    states = [_final_state(model, x) for x in (inputs, {**inputs, "input_ids": ids})]
+    return states[0].ndim == 3 and not torch.equal(states[0][:, 0], states[1][:, 0])
+
+
+def _final_state(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    with in_eval_mode(model):
+        return model(**inputs, output_hidden_states=True).hidden_states[-1]
+
+
+def require_image_processor(processor: Any, task: Task) -> None:
+    """There is something that makes pixels of the images, unless the data holds pixels.
+
+    Raises:
+        ValueError: If not.
+    """
+    if (processor is None and task.inputs[0] != "pixel_values") or hasattr(processor, "get_vocab"):
+        raise ValueError(f"processing_class must be the teacher's image processor, got {type(processor).__name__}.")
 
 
 def require_tokenizer(tokenizer: Any, teacher: PreTrainedModel) -> None:

@@ -25,6 +25,10 @@ _FEED_FORWARD = 3.0  # a block that is all feed-forward costs more than one bloc
 _OTHER_HEADS = 0.75  # heads of another size than the teacher's cost as much as half or twice as many blocks
 
 
+class NoShapeError(ValueError):
+    """No student of the size asked for can be cut from the teacher."""
+
+
 def parameter_budget(
     teacher: PreTrainedModel, compression: float | None, max_parameters: int | None, max_mb: float | None
 ) -> int | None:
@@ -83,7 +87,7 @@ def propose(
         `num_hidden_layers` and the widths, and a model of that shape without weights.
 
     Raises:
-        ValueError: If there is no such shape.
+        NoShapeError: If there is no such shape.
     """
     stack = find_stack(teacher)
     sizes = current_widths(teacher)
@@ -106,7 +110,7 @@ def propose(
             if best is None or rank < best[0]:
                 best = rank, {"num_hidden_layers": blocks, **shape}, model
     if best is None:
-        raise ValueError(
+        raise NoShapeError(
             f"No student of at most {budget:,} parameters, and at least {1 - _SLACK:.0%} of that, can be cut from "
             f"{type(teacher).__name__} with what was asked for; those that were tried have "
             f"{min(tried, default=0):,} to {max(tried, default=0):,}. Allow another size, leave dimensions open, or "

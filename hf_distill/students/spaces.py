@@ -68,7 +68,7 @@ class Prober:
         torch.manual_seed(0)
         self.model = copy.deepcopy(model).cpu().double().eval()
         for parameter in self.model.parameters():
-            parameter.data += (0.02 + parameter.data.std().nan_to_num()) * 0.5 * torch.randn_like(parameter)
+            parameter.data += (0.02 + parameter.data.std(unbiased=False)) * 0.5 * torch.randn_like(parameter)
         torch.set_rng_state(torch_state)
         self.inputs = inputs
         self.modules = {
