@@ -76,6 +76,18 @@ class Needs:
             arguments["output_attentions"] = True
         return arguments
 
+    def kinds(self) -> list[str]:
+        """What is asked for, in words.
+
+        >>> Needs(logits=True, attentions=(2,)).kinds()
+        ['logits', 'attention maps']
+        """
+        asked = {
+            "logits": self.logits, "hidden states": self.hidden_states, "attention maps": self.attentions,
+            "queries, keys and values": self.qkv,
+        }  # fmt: skip
+        return [kind for kind, indices in asked.items() if indices]
+
     def output_names(self) -> set[str]:
         """What a model returns only because it was asked."""
         asked = {"hidden_states": self.hidden_states, "attentions": self.attentions}

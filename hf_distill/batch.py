@@ -162,10 +162,12 @@ class Batch:
         return sums[counts > 0] / counts[counts > 0, None]
 
     def tokens_of_row(self, length: int) -> Tensor:
-        """For each real token how many real tokens its row has; `length` where no token is masked. Shape: (N,)."""
+        """For each real token how many real tokens its row has. Shape: (N,); (1,), `length` for all, where no token is
+        masked.
+        """
         mask = self._mask("tokens")
         if mask is None:
-            return torch.full((self.rows * length,), length, device=self.masks["rows"].device)
+            return torch.full((1,), length, device=self.masks["rows"].device)
         return mask.sum(-1, keepdim=True).expand_as(mask)[mask]
 
     def predictions(
@@ -233,8 +235,8 @@ class Batch:
         if over == "tokens" and self.has_unused_mask:
             raise ValueError(
                 "A hidden-state loss needs to know which positions are padding, but this model's attention_mask "
-                "does not describe its hidden states (audio or image features). Drop the hidden-state loss, or use "
-                "unpadded inputs."
+                "does not describe its hidden states (audio or image features). Drop the hidden-state loss, or pad "
+                "nothing and leave the mask out of the batches (return_attention_mask=False, or in the collator)."
             )
         return self.masks.get(over)
 
@@ -245,7 +247,8 @@ def _require_same_positions(x: Any, mask: Tensor, over: Over) -> None:
             f"Batch.select(over={over!r}) got a tensor of shape {tuple(x.shape)} for a mask of shape "
             f"{tuple(mask.shape)}: the model's outputs and the batch's labels or attention mask do not describe "
             "the same positions. (PEFT's prompt tuning and p-tuning put tokens in front, which only a student with "
-            "one answer a row may have.)"
+            "one answer a row may have; LayoutLMv3 and its like put image patches behind the text. Drop the losses on "
+            "layers.)"
         )
 
 

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoModelForVideoClassification,
 )
 from transformers.models.auto import modeling_auto as names
 
@@ -36,6 +37,8 @@ _TASKS: tuple[tuple[Any, Mapping[str, Any], str, Any], ...] = (
      "ForImageClassification", "rows"),
     (AutoModelForAudioClassification, names.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
      "ForAudioClassification", "rows"),
+    (AutoModelForVideoClassification, names.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+     "ForVideoClassification", "rows"),
     (AutoModelForMultipleChoice, names.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, "ForMultipleChoice", "rows"),
     (AutoModelForMaskedLM, names.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "ForMaskedLM", "masked_lm"),
     (AutoModelForCausalLM, names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "ForCausalLM", "causal_lm"),

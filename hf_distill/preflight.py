@@ -148,12 +148,22 @@ def _set_up(
     if teacher is None:
         return None
     _refuse_other_classes(student, teacher, trainer.head)
+    _refuse_nan(teacher)
     if known is None:
         losses.setup(student.shapes(), teacher.shapes())
         if keeper is not None:
             keeper.remember_shapes(teacher.shapes(), inputs)
             trainer.open_cache()
     return teacher
+
+
+def _refuse_nan(teacher: Activations) -> None:
+    """Trainer would go on, and log a loss of 0."""
+    if isinstance(teacher.logits, torch.Tensor) and bool(teacher.logits.isnan().any()):
+        raise ValueError(
+            "The teacher answers NaN about the first rows: its weights are broken, or too large for its precision. "
+            "Load a sound checkpoint, or set teacher_dtype='float32'."
+        )
 
 
 def student_completions(trainer: DistillationTrainer) -> StudentCompletions | None:

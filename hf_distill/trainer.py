@@ -122,6 +122,8 @@ class DistillationTrainer(TrainerOfTerms):
             compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True
+        if not self.label_names and args.label_names is None:
+            self.label_names = ["labels"]  # of a student whose forward takes none: the losses read them
         refuse_unsupported_model(self)
         refuse_layers(self.losses, self.model, args)
         self.teacher = load_teacher(teacher_model, args, self.model, args.device)
@@ -227,7 +229,8 @@ class DistillationTrainer(TrainerOfTerms):
             if not required:
                 return None
             columns = f" and no column {' or '.join(map(repr, column_names(missing)))} in the batch"
-            raise ValueError(f"The losses need the teacher's {missing}, but there is no teacher_model{columns}.")
+            what = " and ".join(missing.kinds())
+            raise ValueError(f"The losses need the teacher's {what}, but there is no teacher_model{columns}.")
         if missing:
             asked = self._inputs_for("teacher", inputs)
             answer = answer | ask_without_head(self.teacher, asked, missing, self.heads_off.teacher)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from parity import different_tensors
 from test_vocabulary import original
 from transformers import (
@@ -14,6 +15,12 @@ from transformers import (
     BertTokenizerFast,
     CanineConfig,
     CanineForSequenceClassification,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    SwinConfig,
+    SwinForImageClassification,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
     WhisperConfig,
     WhisperForAudioClassification,
 )
@@ -53,7 +60,26 @@ def whisper(layers, width):
     return WhisperForAudioClassification(config)
 
 
+def video(layers, width):
+    sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_frames": 4, "tubelet_size": 2}
+    return VideoMAEForVideoClassification(
+        VideoMAEConfig(hidden_size=width, num_hidden_layers=layers, num_labels=3, **sizes, **SIZES)
+    )
+
+
+def windows(layers, width):
+    """Attention within windows, of which a row has several."""
+    config = SwinConfig(
+        image_size=16, patch_size=2, num_channels=1, window_size=4, embed_dim=width, depths=[layers], num_heads=[2],
+        num_labels=3, hidden_dropout_prob=0.0, drop_path_rate=0.0,
+    )  # fmt: skip
+    return SwinForImageClassification(config)
+
+
 def row(build, index):
+    if build in (video, windows):
+        frames = (4, 1, 8, 8) if build is video else (1, 16, 16)
+        return {"pixel_values": torch.randn(frames), "labels": index % 3}
     if build is whisper:
         return {"input_features": torch.randn(8, 20), "labels": index % 3}
     if build is audio:
@@ -98,7 +124,7 @@ def test_the_card_of_a_multiple_choice_student_shows_a_call_that_runs(make_args,
     assert said[0].logits.shape == (1, 2)
 
 
-@pytest.mark.parametrize("build", [multiple_choice, audio, whisper])
+@pytest.mark.parametrize("build", [multiple_choice, audio, whisper, video, windows])
 def test_eval_loss_is_the_models_own_and_accumulation_changes_nothing(build, make_args):
     weights = []
     for batch_size, accumulation in ((16, 1), (4, 4)):
@@ -118,6 +144,38 @@ def test_eval_loss_is_the_models_own_and_accumulation_changes_nothing(build, mak
         trainer.train()
         weights.append({**trainer.model.state_dict(), **trainer.losses.state_dict()})
     assert different_tensors(weights[1], weights[0]) == []
+
+
+def test_attention_maps_of_windows_are_averaged_over_rows(make_args):
+    torch.manual_seed(0)
+    student, teacher = (windows(2, width).eval() for width in (16, 24))
+    rows = [row(windows, index) for index in range(6)]
+    args = make_args(attention_weight=1.0, layer_mapping={1: 1}, soft_target_weight=0.0, hard_label_weight=0.0)
+    trainer = DistillationTrainer(student, args, stacked, rows, rows, teacher_model=teacher)
+    pixels = stacked(rows)["pixel_values"]
+    with torch.no_grad():
+        maps = [model(pixels, output_attentions=True).attentions[0].double() for model in (student, teacher)]
+    assert maps[0].shape == (6 * 4, 2, 16, 16)
+    assert trainer.evaluate()["eval_attention_loss"] == pytest.approx((maps[0] - maps[1]).square().mean().item())
+
+
+def test_a_student_whose_forward_takes_no_labels_learns_from_them(make_args):
+    sizes = {**SIZES, "image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    student, teacher = (DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes, num_labels=3)) for _ in range(2))
+    rows = Dataset.from_list([{"pixel_values": torch.randn(1, 8, 8).tolist(), "label": k % 3} for k in range(8)])
+    metrics = lambda answer: {"labelled": int((answer.label_ids >= 0).sum())}  # noqa: E731
+    trainer = DistillationTrainer(
+        student, make_args(max_steps=2), train_dataset=rows, eval_dataset=rows, teacher_model=teacher,
+        compute_metrics=metrics,
+    )  # fmt: skip
+    trainer.train()
+    found = trainer.evaluate()
+    with torch.no_grad():
+        logits = student.eval()(torch.tensor(rows["pixel_values"][:])).logits
+    assert found["eval_labelled"] == 8
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(rows["label"][:])).item()
+    assert found["eval_hard_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_characters_without_a_table_of_tokens_can_be_distilled(make_args):

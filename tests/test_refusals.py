@@ -182,3 +182,16 @@ def test_a_model_that_returns_a_tuple(who, make_trainer):
     getattr(task, who).config.return_dict = False
     with pytest.raises(ValueError, match=r"returned a tuple.*config\.return_dict is False: set it to True"):
         make_trainer(task, hidden_state_weight=1.0)
+
+
+def test_a_teacher_that_answers_nan(make_trainer):
+    task = tiny_task("single_label")
+    task.teacher.classifier.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="The teacher answers NaN about the first rows"):
+        make_trainer(task)
+
+
+def test_a_loss_that_needs_a_teacher_says_what_of_it(make_args):
+    task = tiny_task("single_label")
+    with pytest.raises(ValueError, match="The losses need the teacher's logits, but there is no teacher_model"):
+        DistillationTrainer(task.student, make_args(), task.collate, task.rows)
