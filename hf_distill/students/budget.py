@@ -18,7 +18,7 @@ from hf_distill.students.shapes import current_widths, narrowed_entries
 
 logger = logging.getLogger(__name__)
 
-_SLACK = 0.05  # of the budget may stay unused
+SLACK = 0.05  # of the budget may stay unused
 # Hidden sizes that are tried are multiples of it (below 64 of 2), where the feed-forward size fills the rest.
 _STEP = 8
 _FEED_FORWARD = 3.0  # a block that is all feed-forward costs more than one block more or less
@@ -100,7 +100,7 @@ def propose(
         for shape, model in _fits(teacher, stack, blocks, budget, fixed, vocabulary, ratio):
             tried.append(count(model))
             whole = blocks == stack.depth and all(shape[name] == sizes[name] for name in shape)
-            if not (0 if whole else (1 - _SLACK) * budget) <= tried[-1] <= budget:
+            if not (0 if whole else (1 - SLACK) * budget) <= tried[-1] <= budget:
                 continue
             off = abs(math.log(shape["hidden_size"] / sizes["hidden_size"] * stack.depth / blocks))
             if "intermediate_size" in shape:
@@ -111,12 +111,12 @@ def propose(
                 best = rank, {"num_hidden_layers": blocks, **shape}, model
     if best is None:
         raise NoShapeError(
-            f"No student of at most {budget:,} parameters, and at least {1 - _SLACK:.0%} of that, can be cut from "
+            f"No student of at most {budget:,} parameters, and at least {1 - SLACK:.0%} of that, can be cut from "
             f"{type(teacher).__name__} with what was asked for; those that were tried have "
             f"{min(tried, default=0):,} to {max(tried, default=0):,}. Allow another size, leave dimensions open, or "
             "trim the vocabulary (trim_vocabulary)."
         )
-    if count(best[2]) < (1 - _SLACK) * budget:
+    if count(best[2]) < (1 - SLACK) * budget:
         logger.warning(
             "With all blocks and widths of the teacher the student has %s parameters, fewer than the %s it may have. "
             "A larger vocabulary would use them.", f"{count(best[2]):,}", f"{budget:,}",

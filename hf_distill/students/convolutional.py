@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from hf_distill.students.budget import SLACK, NoShapeError, count
 from hf_distill.students.build import built, tensors
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-_SLACK = 0.05  # of the budget may stay unused
 _NARROWEST = 4  # a bottleneck is a quarter as wide
 
 
@@ -45,7 +45,7 @@ def narrow_stages(teacher: Model, budget: int) -> Model:
     student: Any = type(teacher)(config)
     student = student.to(teacher.device, teacher.dtype)
     carried = _carry(student, teacher)
-    total = sum(parameter.numel() for parameter in student.parameters())
+    total = count(student)
     print(f"{total:,} parameters: stages of {list(config.hidden_sizes)} channels, {carried / total:.0%} carried over")
     return student.eval()
 
@@ -57,7 +57,7 @@ def _fit(teacher: PreTrainedModel, whole: list[int], budget: int, step: int) -> 
         return [min(max(int(width * factor) // step * step, step, _NARROWEST), width) for width in whole]
 
     def size(widths: list[int]) -> int:
-        return sum(parameter.numel() for parameter in built(teacher, _entries(teacher, widths)).parameters())
+        return count(built(teacher, _entries(teacher, widths)))
 
     low, high = 0.0, 1.0
     for _ in range(12):
@@ -71,9 +71,9 @@ def _fit(teacher: PreTrainedModel, whole: list[int], budget: int, step: int) -> 
                 break
             widths = wider
     found = size(widths)
-    if not (1 - _SLACK) * budget <= found <= budget:
-        raise ValueError(
-            f"No {type(teacher).__name__} of at most {budget:,} parameters, and at least {1 - _SLACK:.0%} of that, "
+    if not (1 - SLACK) * budget <= found <= budget:
+        raise NoShapeError(
+            f"No {type(teacher).__name__} of at most {budget:,} parameters, and at least {1 - SLACK:.0%} of that, "
             f"has narrower stages only; the nearest has {found:,}. Allow another size, or pass "
             "student_config= with fewer layers."
         )
