@@ -69,7 +69,7 @@ def set_temperature(loss: DistillationLoss, temperature: float | Schedule) -> No
     """
     number = isinstance(temperature, (int, float, Schedule))
     if not number or not all(math.isfinite(x) and x > 0 for x in loss.schedule("temperature", temperature)):
-        raise ValueError(f"temperature must be a finite number above 0, or a Schedule of such, got {temperature!r}.")
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}.")
 
 
 def require_factors(**factors: float) -> None:
