@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+from packaging.version import Version
 from parity import different_tensors, record_gradients
 from test_teacher_cache import Counting
 
@@ -29,6 +30,8 @@ def one_step(make_trainer, task, **kwargs):
 
 
 def columns_on_disk(folder):
+    if Version(datasets.__version__) < Version("5.1"):
+        pytest.skip("older datasets know no binary columns of a fixed size")
     (file,) = folder.rglob("*.arrow")
     return datasets.Dataset.from_file(str(file))
 
