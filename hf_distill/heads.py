@@ -1,4 +1,4 @@
-"""Which task a Transformers model was built for, read off its class."""
+"""Which task a Transformers model was built for, read off its class, and what its forward reads."""
 
 from __future__ import annotations
 

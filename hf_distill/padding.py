@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hf_distill.batching import padding_is_inert
-from hf_distill.heads import core_model
+from hf_distill.heads import core_model, in_eval_mode
 from hf_distill.output_head import without_head
 from hf_distill.packing import find_stack
 from hf_distill.teachers import OnlineTeacher
@@ -45,10 +45,8 @@ def drop_padding(trainer: DistillationTrainer, student: nn.Module, inputs: Mappi
         return
     if not wanted or "input_ids" not in inputs:
         return
-    was_training = student.training
-    with without_head(student, trainer.heads_off.student):
-        _try(trainer, student.eval(), trainer._inputs_for("student", inputs))
-    student.train(was_training)
+    with in_eval_mode(student), without_head(student, trainer.heads_off.student):
+        _try(trainer, student, trainer._inputs_for("student", inputs))
     if asked and not trainer.padding_free:
         raise ValueError(
             f"padding_free=True would change what {type(core_model(student)).__name__} computes: its answers depend "

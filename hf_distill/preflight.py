@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from hf_distill.activations import Activations, Head, Needs, Shapes
 from hf_distill.batch import Batch
-from hf_distill.heads import core_model, head_of, use_eager_attention
+from hf_distill.heads import core_model, head_of, in_eval_mode, use_eager_attention
 from hf_distill.losses import LossTerms
 from hf_distill.output_head import OutputHeads, find_output_head, unprojected, without_head
 from hf_distill.padding import drop_padding
@@ -121,10 +121,8 @@ def ask_student(
     trainer: DistillationTrainer, student: nn.Module, inputs: Mapping[str, Any], needs: Needs, head_off: Any = None
 ) -> Activations:
     """What the student returns for a batch in eval mode, as the losses read it."""
-    was_training = student.training
-    with without_head(student, head_off), recording(student, needs.qkv) as qkv:
-        outputs = student.eval()(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
-    student.train(was_training)
+    with in_eval_mode(student), without_head(student, head_off), recording(student, needs.qkv) as qkv:
+        outputs = student(**trainer._inputs_for("student", inputs), **needs.forward_arguments())
     answer = unprojected(Activations.from_outputs(outputs, trainer.head, needs, qkv), head_off)
     return answer.at_positions(trainer.head, inputs)
 

@@ -106,9 +106,8 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
         raise
     except Exception as error:
         said = [line for each in (error, error.__cause__) for line in str(each or "").strip().splitlines()[:1]]
-        raise UserError(
-            f"The dataset {source} cannot be loaded ({type(error).__name__}: {' '.join(said)})."
-        ) from error
+        why = ": ".join([type(error).__name__, *said])
+        raise UserError(f"The dataset {source} cannot be loaded ({why}).") from error
 
 
 def _unlabelled(part: Dataset, label: str | None) -> bool:

@@ -75,7 +75,8 @@ def compress(
         student: A student of your own, on the teacher's vocabulary, instead of one to a budget. What of it does not
             require gradients stays as it is.
         vocabulary_size: The most tokens to keep; by default 10,000 for a student of 2.3 M parameters, and more or less
-            with the 0.35th power of its size.
+            with the 0.35th power of its size; as many as fill the budget where all blocks and widths stay, and fewer
+            where their table would leave no room for blocks.
         unlabelled: More rows of the same kind, the more the better: texts, lists of words, pairs, or a dataset.
         exclude: Rows that must not be learnt from, in no stage, such as the texts of validation and test. Of images,
             choose the rows of `train_dataset`.

@@ -232,6 +232,9 @@ class Job(Material):
             raise ValueError(
                 "num_train_epochs has no place in `arguments`. Set training_rows, which counts all stages."
             )
+        self._check_stages()
+
+    def _check_stages(self) -> None:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_distill.heads import forward_inputs
+from hf_distill.heads import forward_inputs, in_eval_mode
 from hf_distill.students.layouts import Space
 from hf_distill.students.spaces import Prober, axes_of
 
@@ -96,17 +96,15 @@ def _activations(
 
         return see
 
-    modules, was_training = dict(teacher.named_modules()), teacher.training
+    modules = dict(teacher.named_modules())
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in readers]
     try:
-        teacher.eval()
-        with torch.no_grad():
+        with in_eval_mode(teacher), torch.no_grad():
             for batch in calibration:
                 mask = batch.get("attention_mask")
                 real[0] = mask.bool().cpu() if isinstance(mask, Tensor) else None
                 teacher(**forward_inputs(teacher, batch))
     finally:
-        teacher.train(was_training)
         for handle in handles:
             handle.remove()
     if not sums:
