@@ -94,8 +94,10 @@ class Start:
             reader = load_processing_class(job.teacher, teacher, required=not plain)
         except (UserError, ValueError) as error:
             raise SystemExit(str(error)) from error
-        if not task.classes or task.label is None:
-            raise SystemExit("The curve is one of accuracy, so the teacher must classify, and the rows be labelled.")
+        if not task.classes or task.several or task.label is None:
+            raise SystemExit(
+                "The curve is one of accuracy, so the teacher must give one class, and the rows be labelled."
+            )
         limits = {"train": job.max_train_rows, "validation": job.max_eval_rows, "test": job.max_eval_rows}
         data = DatasetDict({name: first(data[name], limits[name]) for name in SPLITS})
         if job.data is None and job.max_length is None:

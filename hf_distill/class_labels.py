@@ -40,6 +40,42 @@ def in_order(column: Sequence[Any], classes: Sequence[str], names: Sequence[str]
     return _placed(column, {v: IGNORED if v < 0 else int(v) if order is None else order[int(v)] for v in values})
 
 
+def multi_hot(column: Sequence[Any], classes: Sequence[str], names: Sequence[str] | None, label: str) -> list[Any]:
+    """Labels of rows that have any number of them: 1.0 at each one's place among the classes, 0.0 elsewhere.
+
+    Args:
+        column: A list a row, of labels, or with a 0 or 1 (or truth value) for each of the classes.
+        classes: The teacher's.
+        names: What the data calls its classes, where it does.
+        label: The column's name.
+
+    Raises:
+        ValueError: If a row is no list, or the data's classes are not the teacher's.
+
+    >>> multi_hot([["b"], [], ["c", "b"]], "abc", None, "labels")
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+    >>> multi_hot([[0, 1, 0], [1, 1, 0]], "abc", None, "labels")
+    [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
+    """
+    single = next((row for row in column if not isinstance(row, (list, tuple))), None)
+    if single is not None:
+        raise ValueError(
+            f"{label!r} holds {single!r}, but the teacher gives several labels a row. Put all of a row into one "
+            f"column: a list of their names or numbers, or one with a 0 or 1 for each of the {len(classes)} classes."
+        )
+    rows = [list(row) for row in column]
+    if names is None and all(len(row) == len(classes) and set(row) <= {0, 1} for row in rows):
+        return [[float(value) for value in row] for row in rows]
+    hot = []
+    for places in in_order(rows, classes, names, label):
+        row = [0.0] * len(classes)
+        for place in places:
+            if place != IGNORED:
+                row[place] = 1.0
+        hot.append(row)
+    return hot
+
+
 def flat(row: Any) -> list[Any]:
     """The labels of a row, be it one or many."""
     return list(row) if isinstance(row, list) else [row]
@@ -104,6 +140,6 @@ def _require_range(column: Sequence[Any], classes: int, name: str) -> None:
     wrong = values[(values >= classes) | ((values < 0) & (values != IGNORED) & (values != -1)) | (values % 1 != 0)]
     if len(wrong):
         raise ValueError(
-            f"{name!r} holds {wrong[0]}, but the teacher has the classes 0 to {classes - 1}. Pass the data that it "
+            f"{name!r} holds {wrong[0]:g}, but the teacher has the classes 0 to {classes - 1}. Pass the data that it "
             "was trained on, or name another label_column."
         )

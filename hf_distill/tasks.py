@@ -18,7 +18,7 @@ from transformers import (
     DefaultDataCollator,
 )
 
-from hf_distill.class_labels import IGNORED, class_names, flat, in_order
+from hf_distill.class_labels import IGNORED, class_names, flat, in_order, multi_hot
 from hf_distill.heads import core_model, has_decoder_inputs, task_class
 
 Kind = Literal["text", "words", "image"]
@@ -43,19 +43,21 @@ _LABELS = ("label", "labels", "ner_tags", "pos_tags", "tags", "fine_label", "coa
 
 @dataclass(frozen=True)
 class Task:
-    """One of the tasks whose data can be read by itself: classification (or regression) of texts, words or images.
+    """One of the tasks whose data can be read by itself: classification of texts, words or images, or regression.
 
     Attributes:
         kind: `"text"` (one text or a pair a row), `"words"` (a list of words a row, a label each), or `"image"`.
         inputs: The columns that the model reads.
         label: The column of labels; `None` where there is none.
         classes: What the labels are called, in the teacher's order; empty for regression.
+        several: Whether a row has any number of labels instead of one.
     """
 
     kind: Kind
     inputs: tuple[str, ...]
     label: str | None
     classes: tuple[str, ...] = ()
+    several: bool = False
 
     @classmethod
     def of(
@@ -93,24 +95,21 @@ class Task:
                 f"{type(core_model(model)).__name__} is an encoder-decoder, which cannot be distilled here. Fine-tune "
                 "an encoder or a decoder-only model for the task, and take that as the teacher."
             )
-        if config.problem_type == "multi_label_classification":
-            raise ValueError(
-                "The teacher gives several labels a row, whose data cannot be prepared here. Tokenise the data "
-                "yourself and use DistillationTrainer."
-            )
         given = (input_columns,) if isinstance(input_columns, str) else tuple(input_columns or ())
-        single = kind == "words" or (config.num_labels > 1 and config.problem_type != "regression")
-        classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if single else ()
-        label = find_label_column(dataset, kind, label_column, numbers=not single, classes=classes)
+        several = kind != "words" and config.problem_type == "multi_label_classification"
+        named = kind == "words" or several or (config.num_labels > 1 and config.problem_type != "regression")
+        classes = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if named else ()
+        label = find_label_column(dataset, kind, label_column, numbers=not named, classes=classes, several=several)
         inputs = given or _input_columns(dataset, kind, label)
         missing = [name for name in inputs if name not in dataset.column_names]
         if missing or len(inputs) > (2 if kind == "text" else 1):
             raise ValueError(f"input_columns={list(inputs)} must be columns of the data: {dataset.column_names}.")
-        return cls(kind, tuple(inputs), label, classes)
+        return cls(kind, tuple(inputs), label, classes, several)
 
     def __str__(self) -> str:
         what = {"text": "texts", "words": "words", "image": "images"}[self.kind]
         verb = f"classification into {len(self.classes)} classes" if self.classes else "regression"
+        verb += ", several of them a row," if self.several else ""
         return f"{verb} of {what} in {' and '.join(map(repr, self.inputs))}, labels in {self.label!r}"
 
     def encode(self, dataset: Dataset, processing_class: Any, max_length: int | None = None) -> Dataset:
@@ -142,13 +141,15 @@ class Task:
                 result["labels"] = [labels[i] for i in indices]
             return result
 
-        return dataset.map(
-            encoded, batched=True, with_indices=True, remove_columns=dataset.column_names, load_from_cache_file=False,
+        # Without a column `labels`, whose type these would be given: a float would become a whole number.
+        return dataset.select_columns(list(self.inputs)).map(
+            encoded, batched=True, with_indices=True, remove_columns=list(self.inputs), load_from_cache_file=False,
             desc="Tokenising",
         )  # fmt: skip
 
     def labels(self, dataset: Dataset) -> list[Any] | None:
-        """The labels in the teacher's order of classes; numbers for regression; `None` where there are none.
+        """The labels in the teacher's order of classes; numbers for regression; a 0.0 or 1.0 for each class where a
+        row has several; `None` where there are none.
 
         Raises:
             ValueError: If the data's classes are not the teacher's.
@@ -158,10 +159,13 @@ class Task:
         column = dataset.with_format(None)[self.label][:]
         if any(value is None for row in column for value in flat(row)):
             raise ValueError(f"{self.label!r} holds None in some rows. Leave them out: dataset.filter(...).")
+        if self.several:
+            return multi_hot(column, self.classes, class_names(dataset, self.label), self.label)
         if self.kind != "words" and any(isinstance(row, (list, tuple)) for row in column):
             raise ValueError(
-                f"{self.label!r} holds several labels or numbers a row, whose data cannot be prepared here. Tokenise "
-                "the data yourself and use DistillationTrainer."
+                f"{self.label!r} holds several labels or numbers a row, but the teacher gives one. If it gives "
+                "several labels, set teacher.config.problem_type = 'multi_label_classification'. Several numbers "
+                "cannot be prepared here: tokenise the data yourself and use DistillationTrainer."
             )
         if not self.classes:
             return [float(value) for value in column]
@@ -221,7 +225,7 @@ def _input_columns(dataset: Dataset, kind: str, label: str | None) -> tuple[str,
 
 def find_label_column(
     dataset: Dataset, kind: str = "text", given: str | None = None, *, numbers: bool = False,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] = (), several: bool = False,
 ) -> str | None:  # fmt: skip
     """The column of labels, by its name or because it holds classes; `None` where there is none.
 
@@ -232,6 +236,7 @@ def find_label_column(
         numbers: Whether the labels are numbers to be predicted, so that a column of numbers comes first.
         classes: The teacher's. Of several columns the one that holds these comes first, such as `pos_tags` beside
             `ner_tags`.
+        several: Whether a row has any number of labels, so that a column of lists comes first.
 
     Raises:
         ValueError: If the given one is not there.
@@ -248,6 +253,8 @@ def find_label_column(
         known.sort(key=lambda name: not _is_number(dataset.features[name]))
     if classes and len(known) > 1:
         known.sort(key=lambda name: _misfit(dataset, name, classes))
+    if several:
+        known.sort(key=lambda name: not _is_list(dataset.features[name]))
     return known[0] if known else None
 
 

@@ -40,7 +40,9 @@ MAY_IMPORT = {
     "class_labels": set(),
     "tasks": {"class_labels", "heads"},
     "token_alignment": {"activations", "unprojected"},
-    "transfer": {"activations", "alignment", "batch", "heads", "random_state", "tasks", "teachers", "writing"},
+    "transfer": {
+        "activations", "alignment", "batch", "functional", "heads", "random_state", "tasks", "teachers", "writing",
+    },
     "layer_proposal": {"activations", "heads", "mapping", "similarity", "teachers"},
     "training_args": {"losses", "mapping", "secrets"},
     "wrapped_forward": {"losses"},
@@ -67,8 +69,8 @@ MAY_IMPORT = {
         "layer_proposal", "losses", "mapping", "schedules", "students", "teachers", "trainer", "training_args",
     },
     "recipes": {
-        "activations", "alignment", "heads", "losses", "reports", "students", "tasks", "teachers", "trainer",
-        "training_args", "transfer", "writing",
+        "activations", "alignment", "heads", "losses", "metrics", "reports", "students", "tasks", "teachers",
+        "trainer", "training_args", "transfer", "writing",
     },
     "exported": set(),
     "export": {"alignment", "exported", "heads", "writing"},

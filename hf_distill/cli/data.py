@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
-
 from hf_distill.cli.errors import UserError
 from hf_distill.tasks import find_label_column
 
@@ -57,6 +57,20 @@ def load_splits(
     if validation is None:
         train, validation = _held_out(train, "validation", notes)
     return DatasetDict({"train": train, "validation": validation, "test": test}), notes
+
+
+def with_one_column_of_labels(data: DatasetDict, config: Any) -> DatasetDict:
+    """Where each of a teacher's classes is a column of its own (of 0 and 1, as a csv file has to have them), these in
+    one column `labels`; otherwise the data as it is.
+    """
+    names = [config.id2label[place] for place in range(config.num_labels)]
+    if not set(names) <= set(data["train"].column_names) or "labels" in data["train"].column_names:
+        return data
+
+    def gathered(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        return {"labels": [list(row) for row in zip(*(rows[name] for name in names), strict=True)]}
+
+    return data.map(gathered, batched=True, remove_columns=names)
 
 
 def load_unlabelled(source: str) -> Dataset | list[str]:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
 from hf_distill.class_labels import flat
-from hf_distill.cli.data import load_splits, load_unlabelled
+from hf_distill.cli.data import load_splits, load_unlabelled, with_one_column_of_labels
 from hf_distill.cli.errors import UserError
 from hf_distill.cli.flags import Flags, stages_of
 from hf_distill.cli.models import load_model, load_processing_class
@@ -82,6 +82,8 @@ class Job:
     def task(self) -> Task:
         """What the teacher does with the data."""
         columns = [name.strip() for name in self.flags.input_columns.split(",")] if self.flags.input_columns else None
+        if self.teacher.config.problem_type == "multi_label_classification" and self.flags.label_column is None:
+            self.data = with_one_column_of_labels(self.data, self.teacher.config)
         task = Task.of(self.teacher, self.data["train"], columns, self.flags.label_column)
         if task.label is None:
             raise UserError(f"No column of {self.data['train'].column_names} holds labels. Name it: --label_column.")

@@ -65,7 +65,7 @@ class Outcome:
         ours, costs = self._answers_of_files(), self._costs(models)
         labels = np.asarray(labels_of(job.task, test))
         read = _read_by_all(job.task, [*logits.values(), *ours.values()])
-        notes = [*self._notes(read), *_parity(ours, logits["student"], read, regression=not job.task.classes)]
+        notes = [*self._notes(read), *_parity(job.task, ours, logits["student"], read)]
         report = DistillationReport.from_outputs(
             logits["student"][read], logits["teacher"][read], labels[read], costs=costs,
             baseline=logits["baseline"][read] if self.baseline is not None else None,
@@ -187,13 +187,14 @@ def _first_of(run: Any) -> Any:
     return lambda batch: run(batch)[0]
 
 
-def _parity(files: Mapping[str, np.ndarray], student: np.ndarray, read: np.ndarray, regression: bool) -> list[str]:
+def _parity(task: Task, files: Mapping[str, np.ndarray], student: np.ndarray, read: np.ndarray) -> list[str]:
     """How far the exported students are from the student that they were made from."""
     notes = []
     for name, logits in files.items():
         apart = np.abs(logits[read] - student[read]).max()
-        same = (logits[read].argmax(-1) == student[read].argmax(-1)).mean()
-        answers = "" if regression else f" the student's answer in {100 * same:.1f} % of them,"
+        both = (each[read] > 0 if task.several else each[read].argmax(-1)[:, None] for each in (logits, student))
+        same = np.equal(*both).all(-1).mean()
+        answers = f" the student's answer in {100 * same:.1f} % of them," if task.classes else ""
         notes.append(
             f"{name}, the exported student, run on all test rows:{answers} logits differ by up to {apart:.2g}."
         )

@@ -52,6 +52,51 @@ def macro_f1(answers: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float((2 * hits / both).mean())
 
 
+def label_f1(answers: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray[Any, Any]:
+    """F1 of each label, where rows have any number of them; NaN for one that is neither given nor right anywhere.
+
+    Shape:
+        (N, V), (N, V) of truth values -> (V,).
+
+    Raises:
+        ValueError: If the shapes differ or there is no row.
+
+    >>> label_f1([[1, 0, 0], [1, 1, 0]], [[1, 0, 0], [0, 1, 0]])
+    array([0.66666667, 1.        ,        nan])
+    """
+    answer, label = _given(answers, labels)
+    both = (answer.sum(0) + label.sum(0)).astype(np.float64)
+    return np.divide(2.0 * (answer & label).sum(0), both, out=np.full_like(both, np.nan), where=both > 0)
+
+
+def macro_f1_of_labels(answers: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Unweighted mean of the labels' F1 ([`label_f1`]), over those that are given or right anywhere; NaN without any.
+
+    Shape:
+        (N, V), (N, V) of truth values -> ().
+    """
+    known = label_f1(answers, labels)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def micro_f1(answers: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """F1 = 2 TP / (2 TP + FP + FN) over all labels of all rows; 1 where none is given and none is right.
+
+    Shape:
+        (N, V), (N, V) of truth values -> ().
+
+    Raises:
+        ValueError: If the shapes differ or there is no row.
+
+    >>> micro_f1([[1, 0], [1, 1]], [[1, 0], [0, 1]])
+    0.8
+    """
+    answer, label = _given(answers, labels)
+    both = int(answer.sum() + label.sum())
+    return float(2 * int((answer & label).sum()) / both) if both else 1.0
+
+
 def agreement(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
     """Share of the student's answers that are the teacher's, right or wrong; a teacher's answer of -100 is left out.
 
@@ -121,6 +166,13 @@ def retention_above_chance(student: float, teacher: float, chance: float, greate
     """
     lead = teacher - chance if greater_is_better else chance - teacher
     return (student - chance) / (teacher - chance) if lead > 0 else math.nan
+
+
+def _given(answers: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    answer, label = np.asarray(answers, bool), np.asarray(labels, bool)
+    if answer.shape != label.shape or answer.ndim != 2 or not len(answer):
+        raise ValueError(f"Answers and labels must both be (rows, labels), got {answer.shape} and {label.shape}.")
+    return answer, label
 
 
 def _judged(answers: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

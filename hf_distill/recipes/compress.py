@@ -65,7 +65,8 @@ def compress(
     the same settings. The student is an ordinary model and opens without this package.
 
     Args:
-        teacher: Fine-tuned for the task: classification or regression of texts, words, or images.
+        teacher: Fine-tuned for the task: classification (also with several labels a row: a `problem_type` of
+            `"multi_label_classification"`) or regression of texts, words, or images.
         processing_class: Its tokenizer or image processor.
         train_dataset: The task's rows as they are: texts, lists of words, or images. See [`Task.of`] for the columns.
         output_dir: Where everything goes; the student to `output_dir/student`.
@@ -92,7 +93,8 @@ def compress(
         input_columns: The columns to read, where their names do not tell.
         label_column: The column of labels, likewise.
         max_length: Tokens that are read of a text.
-        min_confidence: Transfer rows about which the teacher's largest probability is below are left out.
+        min_confidence: Transfer rows about which the teacher's largest probability (the mean one of words, and of
+            labels where a row has several) is below are left out.
         answers_dir: Where the teacher's answers are kept, for students of several sizes and seeds to share; by
             default `output_dir/answers`.
         arguments: More fields of `TrainingArguments`, for every stage.

@@ -217,7 +217,7 @@ class Material:
         """The rows to learn from, where the teacher's confidence decides."""
         if task_rows or not self.min_confidence:
             return None
-        chosen = np.flatnonzero(judgement.confidence() >= self.min_confidence)
+        chosen = np.flatnonzero(judgement.confidence(self.task.several) >= self.min_confidence)
         if not len(chosen):
             raise ValueError(f"The teacher is nowhere as confident as min_confidence={self.min_confidence}. Lower it.")
         print(f"Transfer set: {len(chosen):,} of {len(judgement.positions):,} rows are confident enough")

@@ -24,9 +24,10 @@ class TestRows:
     """The rows that everything is measured on: what is asked, and what is right.
 
     Attributes:
-        labels: (N,), classes or numbers; the positions that are judged, one after the other.
+        labels: (N,), classes or numbers; the positions that are judged, one after the other. (N, V) truth values where
+            rows have any number of labels.
         places: (N, 2), row and position of each; the position is -1 where a row has one answer.
-        problem: `"single_label_classification"` or `"regression"`, Transformers' names.
+        problem: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`.
         shape: What logits must have before the classes.
         class_names: One for each class; empty for regression.
         texts: What a row says, for the examples; strings, or a list of tokens for each row.
@@ -60,8 +61,8 @@ class TestRows:
         """
         label = torch.as_tensor(labels).detach().cpu()
         problem = _problem(teacher, label, problem)
-        if problem == "regression":
-            label = label.reshape(len(label)).double()
+        if problem != "single_label_classification":
+            label = label.reshape(len(label)).double() if problem == "regression" else label.bool()
             places = torch.stack([torch.arange(len(label)), torch.full((len(label),), -1)], dim=1)
             shape: tuple[int, ...] = (len(label),)
         else:
@@ -73,7 +74,7 @@ class TestRows:
         if not len(label):
             raise ValueError("A report needs labelled test rows, got none (or every label is -100).")
         names = _class_names(class_names, 0 if problem == "regression" else teacher.shape[-1])
-        if problem != "regression" and not 0 <= int(label.min()) <= int(label.max()) < len(names):
+        if problem == "single_label_classification" and not 0 <= int(label.min()) <= int(label.max()) < len(names):
             raise ValueError(
                 f"Labels must lie in 0 to {len(names) - 1} (or be -100), as the logits have {len(names)} classes, got "
                 f"{int(label.min())} to {int(label.max())}."
@@ -88,6 +89,22 @@ class TestRows:
     def is_regression(self) -> bool:
         """Whether answers are numbers instead of classes."""
         return self.problem == "regression"
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a row has any number of labels."""
+        return self.problem == "multi_label_classification"
+
+    @property
+    def class_counts(self) -> Tensor:
+        """In how many rows each class is right; empty for regression. Shape: (V,)."""
+        if self.is_regression:
+            return torch.zeros(0, dtype=torch.long)
+        return self.labels.sum(0) if self.is_multi_label else self.labels.bincount(minlength=len(self.class_names))
+
+    def right(self, logits: Tensor) -> Tensor:
+        """Where the answers are right: of several labels a row, where all are. Shape: (N, V) -> (N,)."""
+        return (chosen(self, logits) == self.labels).reshape(len(self.labels), -1).all(-1)
 
     @property
     def by_token(self) -> bool:
@@ -136,6 +153,15 @@ class TestRows:
         return f"{left} [{tokens[token]}] {right}".strip()
 
 
+def chosen(rows: TestRows, logits: Tensor) -> Tensor:
+    """The likeliest class; of several labels a row, whether each is likelier than not.
+
+    Shape:
+        (N, V) -> (N,); of several labels (N, V).
+    """
+    return logits > 0 if rows.is_multi_label else logits.argmax(-1)
+
+
 def seeds(answers: Answers) -> list[Any]:
     """One array for each seed.
 
@@ -163,20 +189,25 @@ def _tensor(values: Any) -> Tensor:
 
 
 def _problem(logits: Tensor, labels: Tensor, problem: str) -> str:
-    known = ("auto", "regression", "single_label_classification")
+    known = ("auto", "regression", "single_label_classification", "multi_label_classification")
     if problem not in known:
-        raise ValueError(f"A report is made for {' or '.join(known[1:])}, got problem={problem!r}.")
+        raise ValueError(f"A report is made for {', '.join(known[1:])}, got problem={problem!r}.")
     got = f"logits {tuple(logits.shape)} and {labels.dtype} labels {tuple(labels.shape)}"
     if problem == "auto":
         one_number = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[-1] == 1)
-        problem = "regression" if one_number else "single_label_classification"
+        several = logits.ndim == 2 and logits.shape == labels.shape
+        problem = "multi_label_classification" if several else "single_label_classification"
+        problem = "regression" if one_number else problem
     if problem == "regression":
         if logits.numel() != labels.numel() or labels.ndim < 1 or len(labels) != labels.numel():
             raise ValueError(f"Regression needs one number and one label a row, got {got}.")
+    elif problem == "multi_label_classification":
+        if logits.ndim != 2 or logits.shape != labels.shape or not bool(((labels == 0) | (labels == 1)).all()):
+            raise ValueError(f"Several labels a row need logits and labels (rows, classes), these 0 or 1, got {got}.")
     elif labels.is_floating_point() or logits.shape[:-1] != labels.shape or not 1 <= labels.ndim <= 2:
         raise ValueError(
             f"Classification needs logits (rows, classes) and whole-number labels (rows,), or (rows, tokens, classes) "
-            f"and (rows, tokens), got {got}. Several labels a row and spans are not reported."
+            f"and (rows, tokens), got {got}. Spans are not reported."
         )
     return problem
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.reports import quality, soft_answers
-from hf_distill.reports.answers import Answers, TestRows, seeds
+from hf_distill.reports.answers import Answers, TestRows, chosen, seeds
 from hf_distill.reports.curves import learning_curves
 from hf_distill.reports.measure import Cost
 from hf_distill.reports.quality import ComputeMetrics, Metric, ModelResult
@@ -62,7 +62,7 @@ def build(
         judged=len(rows.labels),
         unit=unit or ("tokens" if rows.by_token else "rows"),
         class_names=rows.class_names,
-        class_counts=[] if rows.is_regression else rows.labels.bincount(minlength=len(rows.class_names)).tolist(),
+        class_counts=rows.class_counts.tolist(),
         temperature=temperature,
         gain=measured.gain(),
         curves={name: learning_curves(history) for name, history in log_history.items()},
@@ -109,16 +109,21 @@ class _Measured:
             for metrics, one in zip(found, self.logits[key], strict=True):
                 retained = quality.retained(self.metric, metrics[self.metric.name], its)
                 kept.append(retained | quality.fidelity(rows, one, teacher))
-        by_class = [] if rows.is_regression else quality.class_accuracy(rows, self.of_rows[key]).tolist()
+        by_class = [] if rows.is_regression else quality.class_accuracy(rows, self._right(key)).tolist()
         role = key if key in ("teacher", "student", "baseline") else "other"
         return ModelResult(_name(key), role, _by_name(found), _by_name(kept), by_class, cost)
+
+    def _right(self, key: str) -> Tensor:
+        """How often each answer, or label, was right: the share of the seeds."""
+        right = [(chosen(self.rows, one) == self.rows.labels).double() for one in self.logits[key]]
+        return torch.stack(right).mean(0)
 
     def gain(self) -> quality.Gain | None:
         """The student's lead over the baseline."""
         if "baseline" not in self.logits:
             return None
         ours, theirs = self.result("student", None), self.result("baseline", None)
-        first = "mse" if self.rows.is_regression else "accuracy"  # what `of_rows` adds up to
+        first = quality.default_metric(self.rows).name  # what `of_rows` adds up to
         of_rows = [self.of_rows["student"], self.of_rows["baseline"]] if self.metric.name == first else None
         return quality.gain(self.metric, ours, theirs, of_rows)
 

@@ -129,9 +129,10 @@ def dark_knowledge(examples: Sequence[Example], temperature: float) -> Figure | 
         for row, (name, answer) in enumerate(example.answers.items(), start=1):
             y, left = top + row, 0.36
             axes.text(0, y, name, fontsize=8, va="center", color="#5a6875")
+            width = 0.22 / max(1.0, sum(answer))  # several labels a row add up to more than 1
             for part, class_name in zip(answer, example.classes, strict=True):
-                axes.barh(y, 0.22 * part, 0.7, left=left, color=colours[class_name])
-                left += 0.22 * part
+                axes.barh(y, width * part, 0.7, left=left, color=colours[class_name])
+                left += width * part
             axes.barh(y, max(0.0, 0.58 - left), 0.7, left=left, color=REST)
             _words(axes, 0.6, y, example, answer, colours)
     axes.set_xlim(0, 1.12)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_distill.functional import kl_divergence
+from hf_distill.functional import binary_logits, kl_divergence
 from hf_distill.metrics import scores
-from hf_distill.reports.answers import TestRows, by_chunk
+from hf_distill.reports.answers import TestRows, by_chunk, chosen
 from hf_distill.reports.measure import Cost
 
 ComputeMetrics = Callable[[Any], Mapping[str, float]]
@@ -84,15 +84,17 @@ class Gain:
 
 
 def task_metrics(rows: TestRows, logits: Tensor) -> tuple[dict[str, float], Tensor]:
-    """The metrics of a task, and what each row adds to the first of them. Shape: (N, V) or (N,) -> {}, (N,)."""
+    """The metrics of a task, and what each row adds to the default one. Shape: (N, V) or (N,) -> {}, (N,)."""
     if rows.is_regression:
         errors = logits.double() - rows.labels
         mse = errors.square()
         metrics = {"mse": mse.mean().item(), "mae": errors.abs().mean().item()}
         metrics["pearson"] = pearson(logits, rows.labels)
         return metrics, mse
+    if rows.is_multi_label:
+        return _of_several(rows, logits)
     answer = logits.argmax(-1)
-    right = (answer == rows.labels).double()
+    right = rows.right(logits).double()
     confidence = by_chunk(lambda part: part.softmax(-1).amax(-1), logits)
     metrics = {
         "accuracy": scores.accuracy(answer.numpy(), rows.labels.numpy()),
@@ -102,10 +104,36 @@ def task_metrics(rows: TestRows, logits: Tensor) -> tuple[dict[str, float], Tens
     return metrics, right
 
 
+def _of_several(rows: TestRows, logits: Tensor) -> tuple[dict[str, float], Tensor]:
+    """As [`task_metrics`], of rows with any number of labels."""
+    given, labels = chosen(rows, logits), rows.labels
+    sure = by_chunk(lambda part: binary_logits(part).softmax(-1).amax(-1), logits)
+    metrics = {
+        "accuracy": rows.right(logits).double().mean().item(),
+        "micro_f1": scores.micro_f1(given.numpy(), labels.numpy()),
+        "macro_f1": scores.macro_f1_of_labels(given.numpy(), labels.numpy()),
+        "ece": scores.expected_calibration_error(sure.flatten().numpy(), (given == labels).flatten().numpy()),
+    }
+    both = (given.sum(-1) + labels.sum(-1)).double()
+    apart = 2.0 * (given & labels).sum(-1).double() - metrics["micro_f1"] * both
+    return metrics, metrics["micro_f1"] + apart / both.mean().clamp(min=1e-12)  # a ratio's, to first order
+
+
+def _chance_of_several(labels: Tensor) -> float:
+    """The micro F1 of giving every row the same labels: the most frequent ones, as many as are best."""
+    counts = labels.sum(0).sort(descending=True).values.double()
+    given = len(labels) * torch.arange(1, len(counts) + 1, dtype=torch.float64)
+    return float((2 * counts.cumsum(0) / (given + counts.sum())).max())
+
+
 def default_metric(rows: TestRows) -> Metric:
-    """Accuracy, beside always giving the most frequent class; or mean squared error, beside always giving the mean."""
+    """Accuracy, beside always giving the most frequent class; of several labels a row micro F1, beside always giving
+    the same ones; or mean squared error, beside always giving the mean.
+    """
     if rows.is_regression:
         return Metric("mse", greater_is_better=False, chance=rows.labels.var(correction=0).item())
+    if rows.is_multi_label:
+        return Metric("micro_f1", chance=_chance_of_several(rows.labels))
     return Metric("accuracy", chance=rows.labels.bincount().max().item() / len(rows.labels))
 
 
@@ -117,9 +145,17 @@ def fidelity(rows: TestRows, student: Tensor, teacher: Tensor) -> dict[str, floa
             "rms_to_teacher": distance.square().mean().sqrt().item(),
             "pearson_to_teacher": pearson(student, teacher),
         }
-    agreement = scores.agreement(student.argmax(-1).numpy(), teacher.argmax(-1).numpy())
-    divergence = by_chunk(kl_divergence, student, teacher).double().mean().item()
-    return {"agreement": agreement, "kl_to_teacher": divergence}
+    ours, theirs = (chosen(rows, logits) for logits in (student, teacher))
+    same = (ours == theirs).all(-1) if rows.is_multi_label else None
+    agreement = scores.agreement(ours.numpy(), theirs.numpy()) if same is None else same.double().mean().item()
+    return {"agreement": agreement, "kl_to_teacher": divergences(rows, student, teacher).double().mean().item()}
+
+
+def divergences(rows: TestRows, student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of each answer; of several labels a row, of all together. Shape: (N, V) x 2 -> (N,)."""
+    if rows.is_multi_label:
+        student, teacher = binary_logits(student), binary_logits(teacher)
+    return by_chunk(kl_divergence, student, teacher).reshape(len(student), -1).sum(-1)
 
 
 def retained(metric: Metric, value: float, teacher: float) -> dict[str, float]:
@@ -132,8 +168,18 @@ def retained(metric: Metric, value: float, teacher: float) -> dict[str, float]:
 
 
 def class_accuracy(rows: TestRows, right: Tensor) -> Tensor:
-    """Share of right answers among the rows of each class; NaN for a class without rows. Shape: (N,) -> (V,)."""
+    """Share of right answers among the rows of each class; NaN for a class without rows.
+
+    Args:
+        rows: The test rows.
+        right: Whether each answer is right; of several labels a row, whether each label is. Averaged over seeds.
+
+    Shape:
+        (N,) or (N, V) -> (V,).
+    """
     classes = len(rows.class_names)
+    if rows.is_multi_label:
+        return (right.double() * rows.labels).sum(0) / rows.labels.sum(0)
     hits = torch.zeros(classes, dtype=torch.float64).index_add_(0, rows.labels, right.double())
     return hits / rows.labels.bincount(minlength=classes)
 

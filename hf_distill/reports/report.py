@@ -112,15 +112,18 @@ class DistillationReport:
         Args:
             student: The distilled student's logits on the test rows, or a list of them, one for each seed.
             teacher: The teacher's logits on the same rows, in the same order.
-            labels: What is right: classes, numbers for regression, or one class a token; -100 is left out.
+            labels: What is right: classes, numbers for regression, or one class a token; -100 is left out. A 0 or 1
+                for each class where a row has any number of them.
             baseline: Logits of the same student trained without a teacher, or a list, one for each seed.
             others: Name -> logits of further models, for example the exported student.
             costs: What each model takes, by `"teacher"`, `"student"`, `"baseline"` or the name in `others`.
             class_names: Names of the classes in order, or a model's `config.id2label`.
             texts: What each row says, for the examples: strings, or lists of one string a token.
             images: What each row shows, likewise: images of Pillow's, or arrays (C, H, W) or (H, W).
-            problem: `"single_label_classification"` or `"regression"`; by `"auto"` logits of width 1 are regression.
-            metric: What retention is about. Unset: accuracy; mean squared error for regression.
+            problem: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`; by `"auto"`
+                logits of width 1 are regression, and labels of the logits' shape several a row.
+            metric: What retention is about. Unset: accuracy; micro F1 where a row has several labels; mean squared
+                error for regression.
             compute_metrics: Trainer's own argument, called with each model's logits and the labels; adds metrics.
             temperature: Softens the answers under dark knowledge and class similarity.
             shown_rows: Rows to show under dark knowledge; with none the most telling ones are chosen.
@@ -132,7 +135,8 @@ class DistillationReport:
             unit: What is judged one by one, in the plural; unset: "tokens" where labels are by token, else "rows".
 
         Shape:
-            Logits (N, V), labels (N,); by token (N, T, V) and (N, T); regression (N,) or (N, 1), and (N,).
+            Logits (N, V), labels (N,); several a row (N, V) and (N, V); by token (N, T, V) and (N, T); regression (N,)
+            or (N, 1), and (N,).
 
         Raises:
             ValueError: If answers and labels do not fit, or an argument names what is not there.

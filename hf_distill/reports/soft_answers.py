@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_distill.functional import kl_divergence
 from hf_distill.reports.answers import TestRows, by_chunk, chunks
-from hf_distill.reports.quality import pearson
+from hf_distill.reports.quality import divergences, pearson
 
 MAX_CLASSES = 2000  # a map has the square of this many numbers
 SHOWN_CLASSES, SHOWN_PAIRS = 20, 10
@@ -67,22 +66,30 @@ def examples(
             answers = {name: [value.item()] for name, value in at.items()}
             found.append(Example(text, f"{label.item():.4g}", (), answers, picture))
             continue
-        soft = {name: (logits / temperature).softmax(-1) for name, logits in at.items()}
+        soft = {name: _softened(rows, logits / temperature) for name, logits in at.items()}
         teacher = next(iter(soft.values()))
         top = (answer.topk(min(3, len(answer))).indices.tolist() for answer in soft.values())
-        mattering = {int(label)}.union(*top)
+        right = label.nonzero().flatten().tolist() if rows.is_multi_label else [int(label)]
+        mattering = set(right).union(*top)
         kept = sorted(mattering, key=lambda index: -teacher[index].item())
         answers = {name: answer[kept].tolist() for name, answer in soft.items()}
         names = tuple(rows.class_names[index] for index in kept)
-        found.append(Example(text, rows.class_names[int(label)], names, answers, picture))
+        said = ", ".join(rows.class_names[index] for index in right) or "none"
+        found.append(Example(text, said, names, answers, picture))
     return found
+
+
+def _softened(rows: TestRows, logits: Tensor) -> Tensor:
+    """Probabilities of the classes; of several labels a row each by itself. Shape: (V,) -> (V,)."""
+    return logits.sigmoid() if rows.is_multi_label else logits.softmax(-1)
 
 
 def telling_positions(rows: TestRows, teacher: Tensor, temperature: float, count: int) -> list[int]:
     """Rows whose soft answers say most: the teacher is right, gives its answer 70 % or more, and is otherwise as
-    undecided as possible. One for each class first, then a second. Shape: (N, V) -> count.
+    undecided as possible. One for each class first, then a second; none of several labels a row, whose answers do not
+    add up. Shape: (N, V) -> count.
     """
-    if rows.is_regression:
+    if rows.is_regression or rows.is_multi_label:
         return []
     confidence = by_chunk(lambda part: part.softmax(-1).amax(-1), teacher)
     entropy = by_chunk(lambda part: torch.distributions.Categorical(logits=part / temperature).entropy(), teacher)
@@ -105,8 +112,8 @@ def mistaken_positions(rows: TestRows, student: Tensor, teacher: Tensor, count: 
         excess = (student - rows.labels).abs() - (teacher - rows.labels).abs()
         fit, size = excess > 0, excess
     else:
-        fit = (student.argmax(-1) != rows.labels) & (teacher.argmax(-1) == rows.labels)
-        size = by_chunk(kl_divergence, student, teacher)
+        fit = ~rows.right(student) & rows.right(teacher)
+        size = divergences(rows, student, teacher)
     return [i for i in size.argsort(descending=True, stable=True).tolist() if fit[i]][:count]
 
 
@@ -114,7 +121,7 @@ def class_similarity(
     rows: TestRows, teacher: Tensor, others: Mapping[str, Sequence[Tensor]], temperature: float, teacher_name: str
 ) -> ClassSimilarity | None:
     """The map that the teacher conveys and the others' likeness to it; `None` with less than three classes seen, or
-    with more than 2000 classes.
+    with more than 2000 classes, or where rows have several labels.
 
     Args:
         rows: The test rows.
@@ -123,7 +130,7 @@ def class_similarity(
         temperature: Softens all answers.
         teacher_name: The teacher's name in the maps.
     """
-    seen = rows.labels.unique() if not rows.is_regression else rows.labels[:0]
+    seen = rows.labels[:0] if rows.is_regression or rows.is_multi_label else rows.labels.unique()
     if len(seen) < 3 or len(rows.class_names) > MAX_CLASSES:
         return None
     whole = mean_soft_answers(rows, teacher, temperature)[seen][:, seen]

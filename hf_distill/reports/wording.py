@@ -12,6 +12,7 @@ UNKNOWN = "-"
 MEASURES: dict[str, tuple[str, bool]] = {
     "accuracy": ("accuracy %", True),
     "macro_f1": ("macro F1 %", True),
+    "micro_f1": ("micro F1 %", True),
     "mse": ("mean squared error", False),
     "mae": ("mean absolute error", False),
     "pearson": ("Pearson correlation", False),
@@ -26,6 +27,7 @@ MEASURES: dict[str, tuple[str, bool]] = {
 MEANINGS: dict[str, str] = {
     "accuracy": "share of right answers.",
     "macro_f1": "unweighted mean of the classes' F1; a rare class counts as much as a frequent one.",
+    "micro_f1": "F1 over all labels of all rows; accuracy and agreement are of whole rows, with all their labels.",
     "retention": "the student's score divided by the teacher's; the teacher's by the student's where lower is better.",
     "retention_above_chance": "(student - chance) / (teacher - chance): the share kept of what the teacher knows "
     "beyond chance.",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_distill.activations import Needs
+from hf_distill.functional import binary_logits
 from hf_distill.teachers import EnsembleTeacher, OnlineTeacher
 from hf_distill.teachers.cache import TeacherCache
 from hf_distill.teachers.cached import TEACHER_LOGITS, column_names
@@ -31,9 +32,13 @@ class Judgement:
         where = [self.positions[row]]
         return {name: self.cache.store.read(where, name)[0] for name in column_names(self.cache.needs)}
 
-    def confidence(self) -> np.ndarray:
-        """The largest probability of each row's answer; of words their mean. Shape: (N,)."""
-        logits = (self.cache.store.read([position], TEACHER_LOGITS)[0] for position in self.positions)
+    def confidence(self, several: bool = False) -> np.ndarray:
+        """The largest probability of each row's answer; of words, or of `several` labels a row, their mean.
+
+        Shape: (N,).
+        """
+        rows = (self.cache.store.read([position], TEACHER_LOGITS)[0] for position in self.positions)
+        logits = (binary_logits(row) if several else row for row in rows)
         return np.array([float(row.softmax(-1).amax(-1).mean()) for row in logits])
 
 
