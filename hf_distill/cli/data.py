@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+
 from hf_distill.cli.errors import UserError
 from hf_distill.tasks import find_label_column
 
@@ -67,10 +68,10 @@ def with_one_column_of_labels(data: DatasetDict, config: Any) -> DatasetDict:
     if not set(names) <= set(data["train"].column_names) or "labels" in data["train"].column_names:
         return data
 
-    def gathered(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        return {"labels": [list(row) for row in zip(*(rows[name] for name in names), strict=True)]}
+    def gathered(*columns: list[Any]) -> dict[str, Any]:
+        return {"labels": [list(row) for row in zip(*columns, strict=True)]}
 
-    return data.map(gathered, batched=True, remove_columns=names)
+    return data.map(gathered, batched=True, input_columns=names, remove_columns=names)
 
 
 def load_unlabelled(source: str) -> Dataset | list[str]:
