@@ -107,7 +107,7 @@ class Head:
             classification), `"masked_lm"`, `"causal_lm"`, or `"span"` (extractive question answering).
         num_labels: Width of the logits; only read for `"rows"`.
         problem_type: Transformers' `config.problem_type`; `None` until labels decide.
-        stack: Which stack the hidden states belong to.
+        stack: Which stack the hidden states belong to: in a `"decoder"` a token sees none that follow it.
     """
 
     kind: Literal["rows", "tokens", "masked_lm", "causal_lm", "span"]

@@ -270,8 +270,10 @@ def _labels(inputs: Mapping[str, Any], head: Head) -> Tensor | None:
             return None
         ends = torch.stack([inputs["start_positions"].flatten(), inputs["end_positions"].flatten()], dim=1)  # (B, 2)
         length = _first_tensor({"ids": inputs.get("input_ids", inputs.get("inputs_embeds"))}).shape[1]
-        # Outside the window: no answer. Transformers takes one before it for the first token.
-        return ends.masked_fill((ends < 0) | (ends >= length), IGNORED)
+        # Outside the row, padding too: no answer. Transformers takes one before it for the first token.
+        ends = ends.masked_fill((ends < 0) | (ends >= length), IGNORED)
+        tokens = token_mask(inputs)
+        return ends if tokens is None else ends.masked_fill(~tokens.gather(1, ends.clamp(min=0)), IGNORED)
     if head.kind == "causal_lm" and inputs.get("shift_labels") is not None:
         return inputs["shift_labels"]
     labels = inputs.get("labels")

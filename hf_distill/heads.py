@@ -81,8 +81,13 @@ def head_of(model: nn.Module) -> Head:
         kind=kind,
         num_labels=config.num_labels if kind == "rows" else 0,
         problem_type=problem,
-        stack="decoder" if kind == "causal_lm" else "encoder",
+        stack="decoder" if kind == "causal_lm" or _attends_causally(model) else "encoder",
     )
+
+
+def _attends_causally(model: nn.Module) -> bool:
+    """Whether a token sees none that follow it, as in a decoder with a head for classes too."""
+    return any(getattr(module, "is_causal", False) is True for module in core_model(model).modules())
 
 
 def has_decoder_inputs(model: nn.Module) -> bool:

@@ -149,7 +149,11 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _angles(x: Tensor) -> Tensor:
     """Cosine of the angle at j between i and k. Shape: (N, H) -> (N, N, N), in the order j, i, k."""
-    directions = F.normalize(x[None, :] - x[:, None], dim=-1)  # (N, N, H)
+    apart = x[None, :] - x[:, None]  # (N, N, H)
+    squared = apart.square().sum(-1, keepdim=True)
+    # Rows that are the same, up to rounding, lie in no direction: without this their gradient would be 1e10.
+    same = squared <= (8 * torch.finfo(x.dtype).eps) ** 2 * x.square().sum(-1).amax() if len(x) else squared > 0
+    directions = apart.masked_fill(same, 0) / squared.masked_fill(same, 1).sqrt()
     cosines = directions @ directions.transpose(1, 2)
     equal = torch.eye(len(x), dtype=torch.bool, device=x.device)
     return cosines.masked_fill(equal[None] | equal[:, None] | equal[:, :, None], 0)

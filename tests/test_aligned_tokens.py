@@ -1,5 +1,6 @@
 """Token tasks of two models that do not share a tokenizer: by words, and by characters."""
 
+import copy
 import json
 
 import datasets
@@ -282,6 +283,10 @@ def test_what_is_not_aligned_is_refused(make_args):
 
     with pytest.raises(ValueError, match="Slow does not tell which characters"):
         SpanAlignedCollator(STUDENT, Slow())
+    nameless = copy.deepcopy(STUDENT)
+    nameless.cls_token = None
+    with pytest.raises(ValueError, match="has no CLS token, which stands for no answer"):
+        SpanAlignedCollator(nameless, TEACHER)
 
 
 def _merges(tokenizer):

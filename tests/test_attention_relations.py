@@ -10,8 +10,9 @@ import torch
 import transformers
 from scipy.special import log_softmax
 
-from hf_distill.activations import Activations, Head
+from hf_distill.activations import Activations, Head, Needs
 from hf_distill.batch import Batch
+from hf_distill.heads import head_of
 from hf_distill.losses import AttentionLoss, AttentionRelationLoss, HardLabelLoss, HiddenStateLoss
 from hf_distill.recording import recording
 from hf_distill.testing import tiny_task
@@ -201,6 +202,29 @@ def test_queries_with_keys_are_the_models_own_attention(name):
     expected = AttentionLoss(distance="kl")
     expected.setup(*(a.shapes() for a in with_maps))
     student, teacher = (Activations(qkv=recorded(m)[0], stack=stack) for m in (ours, other))
+    loss = AttentionRelationLoss("uniform", ("attention",), relation_heads=4)
+    loss.setup(student.shapes(), teacher.shapes())
+    assert loss(student, teacher, batch).item() == pytest.approx(expected(*with_maps, batch).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "LlamaForTokenClassification"])
+def test_a_decoder_with_a_head_for_classes_sees_nothing_that_follows(name):
+    """Its relations are those of the attention that it computes, whatever its head."""
+    kind = getattr(transformers, name)
+    sizes = {"vocab_size": 30, "pad_token_id": 0, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = kind.config_class(**sizes, intermediate_size=16, attn_implementation="eager")
+    torch.manual_seed(0)
+    models = [kind(config).eval() for _ in range(2)]
+    for parameter in models[1].parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    batch, head = Batch.from_inputs(INPUTS, ROWS), head_of(models[0])
+    with torch.no_grad():
+        with_maps = [
+            Activations.from_outputs(m(**INPUTS, output_attentions=True), head, Needs(attentions=True)) for m in models
+        ]
+    expected = AttentionLoss(distance="kl")
+    expected.setup(*(a.shapes() for a in with_maps))
+    student, teacher = (Activations.from_outputs({}, head, Needs(), recorded(m)[0]) for m in models)
     loss = AttentionRelationLoss("uniform", ("attention",), relation_heads=4)
     loss.setup(student.shapes(), teacher.shapes())
     assert loss(student, teacher, batch).item() == pytest.approx(expected(*with_maps, batch).item(), rel=1e-4)

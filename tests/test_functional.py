@@ -12,11 +12,15 @@ from hf_distill.functional import (
     at_least_fp32,
     binary_logits,
     cosine_distance,
+    decoupled_kl_divergences,
     jensen_shannon_divergence,
     kl_divergence,
     mean_squared_error,
     normalized_mean_squared_error,
     reverse_kl_divergence,
+    skewed_kl_divergence,
+    skewed_reverse_kl_divergence,
+    total_variation_distance,
 )
 
 TEMPERATURES = (1.0, 2.0, 4.0, 10.0)
@@ -301,3 +305,43 @@ def test_classes_that_a_stored_answer_leaves_out_have_no_probability(temperature
     )
     (gradient,) = torch.autograd.grad(forward.sum(), student)
     np.testing.assert_allclose(gradient, (q - p) * temperature, atol=1e-5)
+
+
+MASKABLE = {
+    "forward": kl_divergence, "reverse": reverse_kl_divergence, "jensen-shannon": jensen_shannon_divergence,
+    "skewed": skewed_kl_divergence, "skewed reverse": skewed_reverse_kl_divergence,
+    "total variation": total_variation_distance, "decoupled": lambda x, y, t: sum(
+        decoupled_kl_divergences(x, y, torch.zeros(len(x), dtype=torch.long), t)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("name", MASKABLE)
+def test_a_class_that_both_models_mask_is_as_if_it_were_not_there(name, temperature):
+    student, teacher = logits("few classes", torch.float32)
+    found = []
+    for masked in (False, True):
+        ours, theirs = (torch.nn.functional.pad(x, (0, int(masked)), value=-torch.inf) for x in (student, teacher))
+        ours.requires_grad_()
+        values = MASKABLE[name](ours, theirs, temperature)
+        values.sum().backward()
+        found.append((values.detach(), ours.grad[:, : student.shape[1]]))
+        assert bool((ours.grad[:, student.shape[1] :] == 0).all())
+    for plain, with_mask in zip(*found, strict=True):
+        torch.testing.assert_close(with_mask, plain)
+
+
+def test_what_is_impossible_to_the_student_alone_and_all_but_impossible_to_the_teacher_adds_nothing():
+    student = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
+    value = kl_divergence(student, torch.tensor([[0.5, -200.0, 1.0]]))
+    value.sum().backward()
+    expected = kl_divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 1.0]]))
+    torch.testing.assert_close(value.detach(), expected)
+    assert bool(student.grad.isfinite().all())
+
+
+def test_a_model_that_answers_nan_is_not_hidden():
+    """Only what is masked counts nothing."""
+    student, teacher = torch.tensor([[0.0, torch.nan]]), torch.tensor([[0.0, 1.0]])
+    assert bool(kl_divergence(student, teacher).isnan())
+    assert bool(kl_divergence(teacher, student).isnan())

@@ -1,6 +1,9 @@
 """Texts that the teacher wrote once, and texts that the student writes while it is trained."""
 
+import copy
+
 import pytest
+import scipy.stats
 import torch
 from parity import different_tensors, record_gradients
 from torch import nn
@@ -277,6 +280,27 @@ class TestMixedMode:
         assert new["labels"][0][row].tolist() == [-100, *expected]
         assert new["input_ids"][1][new["attention_mask"][1].bool()].tolist() == [7, 8, 9, 10]
         assert bool((new["labels"][1] == -100).all())
+
+    def test_samples_are_from_the_students_own_distribution_whatever_the_checkpoint_says(self, causal):
+        """A penalty or a ban in `generation_config` would make another distribution (Agarwal et al., 2024)."""
+        student = copy.deepcopy(causal)
+        for parameter in student.parameters():
+            parameter.data.zero_()  # all tokens are as likely
+        for name, value in {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(20)),
+                            "num_beams": 2, "min_p": 0.9}.items():  # fmt: skip
+            setattr(student.generation_config, name, value)
+        before = student.generation_config.to_dict()
+        prompt = torch.arange(8).repeat(64, 1)
+        labels = torch.cat([torch.full((64, 7), -100), prompt[:, -1:]], 1)
+        batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "labels": labels}
+        torch.manual_seed(0)
+        new = StudentCompletions(1.0, generation_kwargs={"max_new_tokens": 20}).completed(batch, student)
+        written = new["labels"][new["labels"] != -100]
+        size = student.config.vocab_size
+        counts = torch.bincount(written[written != student.generation_config.eos_token_id], minlength=size).double()
+        kept = [token for token in range(size) if token != student.generation_config.eos_token_id]
+        assert scipy.stats.chisquare(counts[kept]).pvalue > 1e-3
+        assert student.generation_config.to_dict() == before
 
     @pytest.mark.parametrize(("name", "options", "message"), [
         ("masked_lm", {}, "only a causal language model"),

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_distill import DistillationTrainer
+from hf_distill.testing import tiny_task
 
 SIZES = {
     "num_attention_heads": 2,
@@ -203,3 +204,30 @@ def test_a_module_without_a_config_is_told_what_to_be(make_args):
     for student, teacher in ((Own(), multiple_choice(1, 16)), (multiple_choice(1, 16), Own())):
         with pytest.raises(ValueError, match="Own has no config, by which its task is known"):
             DistillationTrainer(student, make_args(), stacked, rows, teacher_model=teacher)
+
+
+def test_an_answer_that_points_at_padding_is_none_however_the_batch_is_padded(make_trainer):
+    """As those that a truncated context has: behind the row, which in a longer batch is padding."""
+    found = []
+    for extra in (0, 3):
+        task = tiny_task("question_answering")
+        row = dict(task.rows[0])
+        row["start_positions"] = row["end_positions"] = len(row["input_ids"])
+        task.rows, task.collate.extra = [row, dict(task.rows[1])], extra
+        trainer = make_trainer(task, soft_target_weight=0.0, per_device_train_batch_size=2, max_steps=1)
+        trainer.train()
+        found.append(trainer.state.log_history[-1]["train_loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[0] < 20  # padding is masked by -10,000
+
+
+def test_one_class_for_all_tokens_is_refused(make_trainer):
+    task = tiny_task("token")
+    for model in (task.student, task.teacher):
+        model.config.id2label, model.config.label2id = {0: "x"}, {"x": 0}
+        model.num_labels = model.config.num_labels
+        model.classifier = torch.nn.Linear(model.classifier.in_features, 1)
+    for row in task.rows:
+        row["labels"] = [min(label, 0) for label in row["labels"]]
+    with pytest.raises(ValueError, match="one class for all tokens"):
+        make_trainer(task).train()

@@ -201,6 +201,17 @@ def test_ranking_is_that_of_a_loop_over_pairs(case, top_k, temperature):
     )
 
 
+def test_ranking_takes_masked_classes_for_the_least():
+    masked = torch.tensor([[2.0, -torch.inf, 0.0, -torch.inf]])
+    other = torch.tensor([[1.0, -torch.inf, 1.0, -torch.inf]])
+    student = other.clone().requires_grad_()
+    value = pairwise_ranking_divergence(student, masked)
+    value.sum().backward()
+    seen = pairwise_ranking_divergence(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]]))
+    assert value.item() == pytest.approx(seen.item() / 6)  # of six pairs the others are as the teacher has them
+    assert bool(student.grad.isfinite().all())
+
+
 def test_ranking_of_two_classes_is_forward_kl():
     student, teacher = logits("two classes", torch.float64)
     np.testing.assert_allclose(

@@ -242,3 +242,13 @@ def test_each_source_is_cited():
     assert plain.citation.count("@") == 1
     assert ["ko2024" in rich.citation, "sun2024" in rich.citation, "hinton2015" in rich.citation] == [True] * 3
     assert all(loss().citation.startswith("@") for loss in (LogitMSELoss, DISTLoss, DecoupledLoss, RankingLoss))
+
+
+@pytest.mark.parametrize("gap", [60.0, 95.0, 100.0, 103.0, 200.0])
+def test_a_class_that_is_all_but_impossible_in_every_row_leaves_dist_a_gradient(gap):
+    student = torch.tensor([[gap, 0.0, 1.0], [gap + 1, 0.5, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[3.0, 0.0, 1.0], [1.0, 2.0, 0.0]])
+    value = DISTLoss().compare(student, teacher).sum()
+    value.backward()
+    assert value.isfinite()
+    assert bool(student.grad.isfinite().all())

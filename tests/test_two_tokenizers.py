@@ -109,3 +109,18 @@ def test_what_compares_tokens_is_refused(make_args):
         run(make_args, model(small, 2, 0), model(whole, 3, 1), data(), TwoTokenizersCollator(small, whole, "sentence"))
     with pytest.raises(ValueError, match="two of pairs"):
         TwoTokenizersCollator(small, whole, [])
+
+
+def test_a_row_without_a_label_leaves_the_others_theirs():
+    small, whole = tokenizers()
+    collate = TwoTokenizersCollator(small, whole)
+    texts = ["ba co", "fu", "di"]
+    for name, labels in {"label": [1, None, 2], "labels": [None, 0, 2]}.items():
+        rows = [{"text": text, name: label} for text, label in zip(texts, labels, strict=True)]
+        assert collate(rows)["labels"].tolist() == [-100 if label is None else label for label in labels]
+    numbers = collate([{"text": "ba", "label": 0.5}, {"text": "co", "label": None}])["labels"]
+    assert numbers[0] == 0.5
+    assert numbers[1].isnan()
+    assert "labels" not in collate([{"text": "ba", "label": None}])
+    with pytest.raises(ValueError, match="rows with several labels and rows without any"):
+        collate([{"text": "ba", "label": [1.0, 0.0]}, {"text": "co", "label": None}])

@@ -36,12 +36,15 @@ class _KullbackLeibler(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
         p, d = log_p.exp(), log_q - log_p
-        terms = torch.expm1(d).sub_(d).mul_(p)
-        if d.numel() and bool(d.amax() > 80.0):  # exp(d) is about to overflow, and p to vanish
-            d.clamp_(max=1e30)  # p is 0 where log p is -inf, as of classes that a stored answer leaves out: so is p d
-            terms = torch.where(d > 80.0, log_q.exp() - p - p * d, terms)
+        sums = torch.expm1(d).sub_(d).mul_(p).sum(-1)
+        # Where p is 0, as of a class that is masked or that a stored answer leaves out, p d is 0 whatever d is: also
+        # infinite, or no number. From d = 80 on exp(d) is about to overflow, and p to vanish.
+        if d.numel() and not bool((d.amax() <= 80.0) & sums.isfinite().all()):
+            d = d.masked_fill(p == 0.0, 0.0)
+            far = (d > 80.0) | (p == 0.0)
+            sums = torch.where(far, log_q.exp() - p - p * d, (torch.expm1(d) - d) * p).sum(-1)
         ctx.save_for_backward(p, d if ctx.needs_input_grad[0] else None)
-        return terms.sum(-1)
+        return sums
 
     @staticmethod
     @once_differentiable
@@ -54,6 +57,8 @@ class _KullbackLeibler(torch.autograd.Function):
 def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     """log(share * p + (1 - share) * q), for a share strictly between 0 and 1."""
     part = torch.tensor(share, dtype=log_p.dtype, device=log_p.device)
+    # Finite where a class is masked: of two -inf the mixture would have no gradient.
+    log_p, log_q = (each.clamp(min=torch.finfo(each.dtype).min) for each in (log_p, log_q))
     return torch.logaddexp(log_p + part.log(), log_q + (1 - part).log())
 
 

@@ -91,6 +91,8 @@ def pairwise_ranking_divergence(
     ours, theirs = at_least_fp32(student_logits), at_least_fp32(teacher_logits)
     theirs, best = theirs.topk(ranked, dim=-1)
     ours = ours.gather(-1, best)
+    least = torch.finfo(ours.dtype).min / 4  # a class may be masked by -inf: two of them have no margin
+    ours, theirs = ours.clamp(min=least), theirs.clamp(min=least)
     above, below = torch.triu_indices(ranked, ranked, offset=1, device=ours.device)
     ours, theirs = (binary_logits(logits[..., above] - logits[..., below]) for logits in (ours, theirs))
     return kl_divergence(ours, theirs, temperature).mean(-1)

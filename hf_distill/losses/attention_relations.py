@@ -106,7 +106,7 @@ class AttentionRelationLoss(DistillationLoss):
             )
 
     def forward(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-        allowed = _allowed_keys(student, batch)
+        allowed = _allowed_keys("decoder" in (student.stack, teacher.stack), batch)
         terms = []
         for s, t in self.pairs:
             ours, theirs = student.qkv[s], teacher.qkv[layers_of(t)[0]]
@@ -138,12 +138,12 @@ class AttentionRelationLoss(DistillationLoss):
         return f"relations of {names} in {self.relation_heads} heads, student layer: teacher layer = {layers}"
 
 
-def _allowed_keys(student: Activations, batch: Batch) -> Tensor | None:
-    """Which tokens each token relates to. Shape: (B, 1, 1, T), or (B, 1, T, T) in language models."""
+def _allowed_keys(causal: bool, batch: Batch) -> Tensor | None:
+    """Which tokens each token relates to. Shape: (B, 1, 1, T), or (B, 1, T, T) where none sees those that follow."""
     mask = batch.masks.get("tokens")
     if mask is None:
         return None
     allowed = mask[:, None, None, :]
-    if student.stack == "decoder":
+    if causal:
         allowed = allowed & torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
     return allowed

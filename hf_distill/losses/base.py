@@ -193,6 +193,11 @@ class LossTerms(nn.ModuleDict):
         """
         classes = shapes.logits[-1] if shapes is not None and shapes.logits else None
         traits = head.traits(problem, classes)
+        if classes == 1 and head.kind == "tokens":
+            raise ValueError(
+                "The models have one class for all tokens (num_labels=1), so that every answer is right: nothing can "
+                "be learned. Give the config the classes of the data, at least two."
+            )
         for name, loss in self.active().items():
             if unknown := set(loss.undefined_for) - set(TRAITS):
                 raise ValueError(f"{type(loss).__name__}.undefined_for may name {TRAITS}, got {sorted(unknown)}.")

@@ -75,7 +75,8 @@ class DISTLoss(ResponseLoss):
             )
 
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        q, p = ((at_least_fp32(logits) / self.temperature).softmax(-1) for logits in (ours, theirs))
+        # What is all but impossible in every row is constant: its z-scores would be of rounding errors.
+        q, p = (_nothing_below((at_least_fp32(logits) / self.temperature).softmax(-1)) for logits in (ours, theirs))
         values = self.inter_class_weight * pearson_distance(q, p)
         if self.couples_rows and len(q) > 0:
             # One value for all answers: the mean counts it once for each, which is its share of the window.
@@ -85,3 +86,7 @@ class DISTLoss(ResponseLoss):
     def formula(self) -> str:
         parts = f"inter-class={self.inter_class_weight:g}, intra-class={self.intra_class_weight:g}"
         return f"DIST, T={self.shown('temperature')}, {parts}"
+
+
+def _nothing_below(probabilities: Tensor, least: float = 1e-30) -> Tensor:
+    return probabilities.masked_fill(probabilities < least, 0.0)

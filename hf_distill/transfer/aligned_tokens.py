@@ -96,7 +96,7 @@ class SpanAlignedCollator(TwoTokenizers):
         teacher_max_length: Tokens that the teacher reads.
 
     Raises:
-        ValueError: If a tokenizer is not fast, or a row has no question or context.
+        ValueError: If a tokenizer is not fast or has no CLS token, or a row has no question or context.
 
     Returns:
         A batch with the student's encoding, `start_positions` and `end_positions` (B,), the teacher's encoding under
@@ -120,6 +120,11 @@ class SpanAlignedCollator(TwoTokenizers):
         super().__init__(tokenizer, teacher_tokenizer, columns, max_length, teacher_max_length)
         self.answers_column = answers_column
         _require_fast(tokenizer, teacher_tokenizer)
+        for each in (tokenizer, teacher_tokenizer):
+            if getattr(each, "cls_token_id", None) is None:
+                raise ValueError(
+                    f"{type(each).__name__} has no CLS token, which stands for no answer. Take an encoder's tokenizer."
+                )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         asked = self.text_columns[:2]

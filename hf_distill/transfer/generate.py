@@ -79,6 +79,8 @@ def generate_transfer_set(
         raise ValueError(f"max_prompt_length must be at least 1, or None for whole prompts, got {max_prompt_length}.")
     if generation_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("One completion of a prompt is kept. Leave out num_return_sequences; more need another seed.")
+    if generation_kwargs.get("return_dict_in_generate"):
+        raise ValueError("Completions alone are kept. Leave out return_dict_in_generate.")
     encoder_decoder = bool(getattr(core_model(teacher).config, "is_encoder_decoder", False))
     encoded = [_encoded(processing_class, prompt) for prompt in prompts]
     require_prompts(encoded)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
+from hf_distill.heads import core_model
 from hf_distill.random_state import preserved_random_state
 from hf_distill.transfer.completions import complete
 
@@ -35,7 +38,8 @@ class StudentCompletions:
         seed: Of the choice and the sampling.
         pad_token_id: What to pad with.
         process: Number of this process.
-        generation_kwargs: As for `generate`; the student's own distribution and 128 tokens where nothing is said.
+        generation_kwargs: As for `generate`; where nothing is said the student's own distribution, whatever its
+            `generation_config` says, and 128 tokens.
     """
 
     share: float
@@ -64,7 +68,8 @@ class StudentCompletions:
         prompts, asked = split_prompts(batch)
         settings = {**SAMPLING, "pad_token_id": self.pad_token_id, **self.generation_kwargs}
         some = [prompt for prompt, wanted in zip(prompts, asked, strict=True) if wanted]
-        written = iter(complete(student, some, **settings)) if some else iter(())
+        with _own_distribution(student):
+            written = iter(complete(student, some, **settings)) if some else iter(())
         completions = [next(written) if wanted else [] for wanted in asked]
         device = batch["input_ids"].device
 
@@ -78,6 +83,21 @@ class StudentCompletions:
             "attention_mask": padded([[1] * (len(prompt) + len(new)) for prompt, new in pairs], 0),
             "labels": padded([[-100] * len(prompt) + new for prompt, new in pairs], -100),
         }
+
+
+@contextmanager
+def _own_distribution(student: nn.Module) -> Iterator[None]:
+    """Without what the checkpoint's `generation_config` makes of it, such as a penalty for repetitions; its special
+    tokens stay.
+    """
+    core = core_model(student)
+    before = core.generation_config
+    kept = {name: value for name, value in before.to_dict().items() if name.endswith("token_id")}
+    core.generation_config = GenerationConfig(**kept)
+    try:
+        yield
+    finally:
+        core.generation_config = before
 
 
 def split_prompts(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,6 +103,22 @@ class TwoTokenizersCollator(TwoTokenizers):
         self.require_columns(rows, self.text_columns)
         batch, _, _ = self.encode_both([[row[name] for row in rows] for name in self.text_columns])
         for name in ("label", "labels"):
-            if all(row.get(name) is not None for row in rows):
-                batch["labels"] = torch.tensor([row[name] for row in rows])
+            known = next((row[name] for row in rows if row.get(name) is not None), None)
+            if known is not None:
+                given = [row.get(name) for row in rows]
+                batch["labels"] = torch.tensor([_unknown_like(known) if x is None else x for x in given])
         return batch
+
+
+def _unknown_like(label: Any) -> Any:
+    """What stands for a label that is not known: -100 beside classes, NaN beside the numbers of a regression.
+
+    Raises:
+        ValueError: Beside several labels or numbers a row, which do not tell which of the two they are.
+    """
+    if isinstance(label, Sequence):
+        raise ValueError(
+            "A batch has rows with several labels and rows without any. Fill in the missing ones: -100 for each "
+            "class, or NaN for each number of a regression."
+        )
+    return math.nan if isinstance(label, float) else -100
