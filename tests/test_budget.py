@@ -154,6 +154,59 @@ def test_tables_narrower_than_the_blocks_and_turned_heads_are_carried(kind, size
     assert "random weights" not in caplog.text
 
 
+PARTIAL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+
+
+@pytest.mark.parametrize(
+    ("kind", "compression", "more"),
+    [
+        ("PhiForCausalLM", 18, {}), ("PhiForCausalLM", 35, {}),
+        ("StableLmForCausalLM", 2.5, {"num_key_value_heads": 4}),
+        ("LongformerForSequenceClassification", 4, {"attention_window": [8] * 4}),
+        ("GPTNeoForCausalLM", 4, {"num_layers": 4, "attention_types": [[["global", "local"], 2]], "num_heads": 4}),
+        ("MobileBertForMaskedLM", 4, {"embedding_size": 16, "intra_bottleneck_size": 16}),
+    ],
+)  # fmt: skip
+def test_shapes_are_those_that_an_architecture_can_run(kind, compression, more):
+    """Positions turn pairs of a part of each head (Phi, StableLM); others have an entry a block, or a narrow table."""
+    torch.manual_seed(0)
+    kind = getattr(hf, kind)
+    entries = {"vocab_size": 500, "max_position_embeddings": 64, "pad_token_id": 0, **PARTIAL, **more}
+    if "num_layers" in more:
+        del entries["num_hidden_layers"], entries["num_attention_heads"], entries["intermediate_size"]
+    teacher = kind(kind.config_class(**entries, bos_token_id=1, eos_token_id=2)).eval()
+    student = create_student(teacher, compression=compression)
+    assert 0.95 <= parameters(student) * compression / parameters(teacher) <= 1
+    assert student(torch.arange(16)[None]).logits.isfinite().all()
+
+
+def test_a_speech_encoder_keeps_what_its_convolution_over_positions_divides_by(caplog):
+    config = hf.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, conv_dim=(16, 16),
+        conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2, num_conv_pos_embedding_groups=4,
+        num_conv_pos_embeddings=8, vocab_size=32,
+    )  # fmt: skip
+    teacher = hf.Wav2Vec2ForSequenceClassification(config)
+    with caplog.at_level(logging.WARNING):
+        student = create_student(teacher, compression=3)
+    assert 0.95 <= parameters(student) * 3 / parameters(teacher) <= 1
+    assert student(torch.randn(1, 4000)).logits.isfinite().all()
+    assert "starts from random weights" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "message"), [({"compression": 4}, None), ({"hidden_size": 32}, "cannot be run to")])
+def test_a_model_that_cannot_be_tried_in_double_precision_starts_from_random_weights(given, message, caplog):
+    config = hf.NystromformerConfig(vocab_size=50, num_landmarks=4, segment_means_seq_len=16, **PARTIAL)
+    teacher = hf.NystromformerForSequenceClassification(config)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            create_student(teacher, **given)
+        return
+    with caplog.at_level(logging.WARNING):
+        create_student(teacher, **given)
+    assert "starts from random weights. NystromformerForSequenceClassification cannot be run to try" in caplog.text
+
+
 def test_fewer_tokens_alone_may_be_enough(caplog):
     old, new = trimmed("wordpiece")
     teacher = make("bert", vocab_size=4000)

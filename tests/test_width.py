@@ -146,6 +146,53 @@ def test_features_that_are_always_zero_do_not_count_under_rms_norms(name):
     assert_close(create_student(teacher, hidden_size=12), teacher, 2e-4)  # the norms' epsilon weighs 16/12 more
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["Gemma", "Gemma2", "Gemma3Text"])
+def test_words_that_are_multiplied_by_the_root_of_the_width_stay_as_large_also_when_reloaded(name, tied, tmp_path):
+    """The factor is saved nowhere: a student that is read from its folder has that of its own width."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+             "intermediate_size": 32, "head_dim": 8, "vocab_size": 37, "pad_token_id": 0}  # fmt: skip
+    config = getattr(hf, f"{name}Config")(**sizes, rms_norm_eps=1e-12, tie_word_embeddings=tied)
+    torch.manual_seed(0)
+    teacher = noisy(hf.AutoModelForCausalLM.from_config(config))
+    for key, parameter in teacher.named_parameters():
+        if "embed_tokens" in key or "lm_head" in key:
+            parameter.data[:, 12:] = 0
+        elif key.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data[12:] = 0
+    student = create_student(teacher, hidden_size=12)
+    assert_close(student, teacher)
+    student.save_pretrained(tmp_path)
+    assert_close(type(student).from_pretrained(tmp_path).eval(), teacher)
+
+
+@pytest.mark.parametrize("kind", [hf.BioGptForCausalLM, hf.BioGptForTokenClassification])
+def test_so_they_do_where_the_factor_is_an_attribute(kind, tmp_path):
+    """Layer norms cannot tell that every second feature is missing if it is the copy of another."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
+             "vocab_size": 37, "max_position_embeddings": 64}  # fmt: skip
+    teacher = noisy(kind(hf.BioGptConfig(**sizes, layer_norm_eps=1e-12)))
+    for key, parameter in teacher.named_parameters():
+        value = parameter.data
+        if "embed" in key or key.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "fc1.weight")):
+            value[:, 16:] = value[:, :16] if "embed" in key else 0
+        elif key.endswith(("out_proj.weight", "fc2.weight")):
+            value[16:] = value[:16]
+            value[:, 16:] *= float("out_proj" not in key)  # of two heads nothing is read
+        elif key.endswith(("out_proj.bias", "fc2.bias")) or "norm" in key:
+            value[16:] = value[:16]
+        elif key in ("output_projection.weight", "classifier.weight"):
+            value[:, 16:] = 0
+    tied = teacher.get_output_embeddings()
+    student = create_student(teacher, hidden_size=16)
+    student.save_pretrained(tmp_path)
+    for each in (student, type(student).from_pretrained(tmp_path).eval()):
+        ours, theirs = outputs(each)["logits"], outputs(teacher)["logits"]
+        # A tied head reads each pair of copies twice.
+        torch.testing.assert_close(ours * (2 if tied is not None else 1), theirs, rtol=0, atol=1e-4)
+
+
 # Which axes are features (f), heads (h; t: three times in one), units (u), pooled features (p), none of them (.)
 BERT = [
     (r"(word|position|token_type)_embeddings.weight", ".f"), (r"LayerNorm.(weight|bias)", "f"),

@@ -184,8 +184,14 @@ def _hidden_sizes(teacher: PreTrainedModel, sizes: Mapping[str, int], fixed: Map
     # At that size ELECTRA and OPT would lose the layer between embeddings and blocks.
     narrow = {getattr(teacher.config, name, whole) for name in ("embedding_size", "word_embed_proj_dim")} - {whole}
     choices = [hidden for hidden in choices if hidden not in narrow]
+    if hasattr(teacher.config, "trigram_input"):  # MobileBERT, whose head has the rows that its blocks are wider
+        choices = [hidden for hidden in choices if hidden > teacher.config.embedding_size]
     if _rotary_heads(teacher):
-        choices = [hidden for hidden in choices if hidden // _heads(sizes, hidden) % 2 == 0]
+        part = _rotary_part(teacher)
+        turned = {hidden: int(hidden // _heads(sizes, hidden) * part) for hidden in choices}
+        choices = [hidden for hidden in choices if turned[hidden] and turned[hidden] % 2 == 0]
+    groups = getattr(teacher.config, "num_conv_pos_embedding_groups", 1)  # of Wav2Vec2's convolution over positions
+    choices = [hidden for hidden in choices if hidden % groups == 0]
     if "num_attention_heads" in fixed:
         choices = [hidden for hidden in choices if hidden % fixed["num_attention_heads"] == 0
                    and hidden <= head * fixed["num_attention_heads"]]  # fmt: skip
@@ -212,6 +218,16 @@ def _rotary_heads(teacher: PreTrainedModel) -> bool:
         return False
     rotary = any("rotary" in type(module).__name__.lower() for module in teacher.modules())
     return rotary or any(hasattr(teacher.config, name) for name in ("rotary_dim", "rotary_value"))  # GPT-J, RoFormer
+
+
+def _rotary_part(teacher: PreTrainedModel) -> float:
+    """The share of a head's features that positions turn, below 1 in Phi and StableLM."""
+    config: Any = teacher.config
+    found = [getattr(config, name, None) for name in ("partial_rotary_factor", "rotary_pct")]
+    parameters = getattr(config, "rope_parameters", None)
+    if isinstance(parameters, dict):
+        found.append(parameters.get("partial_rotary_factor"))
+    return next((float(value) for value in found if isinstance(value, (int, float))), 1.0)
 
 
 def _fewer_tokens(model: PreTrainedModel, size: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hf_distill.students.requests import (
     check_processing_classes,
     check_teacher,
     chosen_blocks,
+    is_ours,
     other_errors_explained,
     refuse_beside_config,
     refuse_beside_stages,
@@ -211,6 +212,13 @@ def _narrow(
         if not or_random:
             raise
         logger.warning("The student starts from random weights. %s", error)
+    except Exception as error:
+        if is_ours(error):
+            raise
+        what = f"{type(teacher).__name__} cannot be run to try which axes belong together ({error})."
+        if not or_random:
+            raise UnprovedError(f"{what} Pass student_config=, a smaller config of this architecture.") from error
+        logger.warning("The student starts from random weights. %s", what)
     config = type(teacher.config).from_dict(narrowed_entries(teacher, widths))
     config.name_or_path = ""
     student: Any = type(teacher)(config)

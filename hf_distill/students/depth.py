@@ -21,7 +21,7 @@ from hf_distill.students.build import built, tensors
 _DEPTH = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "num_encoder_layers")
 _DECODER_DEPTH = ("decoder_layers", "num_decoder_layers")
 # Parts of the names of config entries that can hold one value a block (`layer_types`, `num_key_value_heads`).
-_PER_BLOCK = ("layer", "heads", "intermediate_size", "pattern")
+_PER_BLOCK = ("layer", "heads", "intermediate_size", "pattern", "attention_window")
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,8 @@ def _check_settings(student: nn.Module, teacher: nn.Module, cuts: Sequence[Cut],
             allowed.append(vars(modules[_renamed(name, cuts, first=0)]))
         for key, value in _settings(module):
             values = [other[key] for other in allowed if key in other]
+            if _is_list_of_blocks(key, value, values, student, teacher):
+                continue
             if values and value not in values and not _is_position(value, values[0], name, source):
                 raise ValueError(
                     _unlike(teacher, f"would have {name}.{key} = {value!r}, but the teacher's {source} {values[0]!r}")
@@ -201,6 +203,12 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
         values = value if isinstance(value, (tuple, list)) else [value]
         if key != "training" and "drop" not in key and all(isinstance(v, (bool, int, float, str)) for v in values):
             yield key, value
+
+
+def _is_list_of_blocks(key: str, value: Any, values: Sequence[Any], student: Any, teacher: Any) -> bool:
+    """Whether a block has been given the config's whole list of an entry a block (GPT-Neo's `attention_layers`)."""
+    ours, theirs = (getattr(getattr(model, "config", None), key, None) for model in (student, teacher))
+    return isinstance(value, (list, tuple)) and value == ours and all(each == theirs for each in values)
 
 
 def _is_position(value: Any, other: Any, name: str, source: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -35,13 +36,19 @@ def other_errors_explained(teacher: PreTrainedModel) -> Iterator[None]:
     """
     try:
         yield
-    except ValueError:
-        raise
     except Exception as error:
+        if isinstance(error, ValueError) and is_ours(error):
+            raise
         raise ValueError(
             f"No smaller shape of {type(teacher).__name__} can be proposed ({type(error).__name__}: {error}). Give a "
             "config yourself: student_config=..."
         ) from error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this package has raised it, and not the architecture."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__", "")).startswith("hf_distill")
 
 
 def chosen_blocks(

@@ -28,6 +28,10 @@ _RECENT = 8  # so many earlier outputs are tried where a mixture is seen
 _TOGETHER = 3  # and so many of them at once
 
 
+class UnprovedError(ValueError):
+    """The weights cannot be carried over to another width, because how its axes are numbered could not be proved."""
+
+
 class _MixtureError(Exception):
     """A module saw neither the original input nor a permuted one."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import re
@@ -16,14 +15,11 @@ from transformers import PreTrainedModel
 from hf_distill.students.build import Kept, built, resized, tensors
 from hf_distill.students.importance import importance
 from hf_distill.students.layouts import Kind, Space
+from hf_distill.students.scales import keep_embedding_scale, keep_norms
 from hf_distill.students.shapes import heads_of, narrowed_entries
-from hf_distill.students.spaces import Prober, axes_of, is_norm, unchanged
+from hf_distill.students.spaces import Prober, UnprovedError, axes_of, unchanged
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-
-class UnprovedError(ValueError):
-    """The weights cannot be carried over to another width, because how its axes are numbered could not be proved."""
 
 
 def narrow(teacher: Model, widths: Mapping[str, int], calibration: Iterable[Mapping[str, Tensor]] | None) -> Model:
@@ -64,28 +60,9 @@ def narrow(teacher: Model, widths: Mapping[str, int], calibration: Iterable[Mapp
         if len(kept.get(name, {}).get(axis, ())) != cut[name, axis]:
             raise UnprovedError(_unproved(teacher, f"has no known order on axis {axis} of {name}"))
     student = resized(teacher, entries, kept)
-    _keep_scale(student, teacher)
+    keep_norms(student, teacher)
+    keep_embedding_scale(student, teacher)
     return student
-
-
-def _keep_scale(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Root mean squares are now over fewer features: what is left out shall count as zero, not as the others' mean."""
-    theirs = dict(teacher.named_modules())
-    for name, module in student.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or not is_norm(module) or weight.shape == theirs[name].weight.shape:
-            continue
-        probe, x = (
-            copy.deepcopy(theirs[name]).double().cpu(),
-            torch.linspace(-1, 2, theirs[name].weight.shape[0]).double(),
-        )
-        with torch.no_grad():
-            scales = not torch.allclose(probe(x + 3), probe(x)) and torch.allclose(probe(100 * x), probe(10 * x), 1e-3)
-            probe.weight.zero_()
-            offset = float(bool(probe(x).any()))  # Gemma's weight counts from 1
-        if scales:
-            ratio = (len(x) / len(weight)) ** 0.5
-            weight.data.add_(offset).mul_(ratio).sub_(offset)
 
 
 def sample_inputs(model: PreTrainedModel) -> dict[str, Any]:
