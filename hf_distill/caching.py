@@ -15,7 +15,7 @@ from hf_distill.teachers.cached import brings
 from hf_distill.teachers.keeper import CacheKeeper
 from hf_distill.teachers.kept_logits import KeptLogits
 from hf_distill.teachers.loading import cache_dtype
-from hf_distill.teachers.rows import is_stream
+from hf_distill.teachers.rows import columns_of, is_stream
 
 if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
@@ -71,8 +71,7 @@ def collator_after_filling(trainer: DistillationTrainer, dataset: Any, training:
 
 def _fill(trainer: DistillationTrainer, keeper: CacheKeeper, dataset: Any, stream_is_fine: bool) -> bool:
     """Ask about the rows of a dataset, unless it brings the answers, or is a stream that need not be cached."""
-    brought = getattr(dataset, "column_names", None) or ()
-    if brings(brought, keeper.needs) or (is_stream(dataset) and stream_is_fine):
+    if brings(columns_of(dataset), keeper.needs) or (is_stream(dataset) and stream_is_fine):
         return False
     rows, collate = as_loaded(trainer, dataset, trainer.data_collator.collator)
     main = trainer.is_world_process_zero()

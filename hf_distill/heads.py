@@ -144,10 +144,21 @@ def label_columns(names: Iterable[str], inputs: Set[str]) -> set[str]:
 
 
 def forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
-    """Names of the forward arguments, and whether any other keyword is accepted too."""
-    parameters = inspect.signature(core_model(model).forward).parameters.values()
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    """Names of the forward arguments, and whether any other keyword is accepted too.
+
+    A forward that names none, such as `forward(*args, **kwargs)`, hands on to that of the class that it derives from.
+    """
+    core = core_model(model)
+    parents = (vars(parent)["forward"] for parent in type(core).__mro__ if "forward" in vars(parent))
+    names: set[str] = set()
+    any_name = False
+    for forward in (core.forward, *parents):
+        parameters = [p for p in inspect.signature(forward).parameters.values() if p.name != "self"]
+        names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if names:
+            break
+    return names, any_name
 
 
 def forward_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers.utils import logging
 
+from hf_distill.activations import Head
+from hf_distill.batch import Batch
 from hf_distill.batching import padding_is_inert
 from hf_distill.heads import core_model, in_eval_mode
 from hf_distill.output_head import without_head
@@ -15,6 +18,8 @@ from hf_distill.teachers import OnlineTeacher
 
 if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
+
+logger = logging.get_logger(__name__)
 
 
 def drop_padding(trainer: DistillationTrainer, student: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -53,6 +58,21 @@ def drop_padding(trainer: DistillationTrainer, student: nn.Module, inputs: Mappi
             "on padding, it returns what cannot be put together, or batches are not padded on the right with an "
             "attention_mask. Leave padding_free unset."
         )
+
+
+def labels_on_padding(batch: Batch, inputs: Mapping[str, Any], head: Head) -> bool:
+    """Whether a label stands at padding and is not -100: plain `Trainer` learns it, so padding must be computed."""
+    mask = inputs.get("attention_mask")
+    if mask is None or batch.labels is None or head.kind in ("rows", "span"):
+        return False
+    labelled = batch.masks["labels"]
+    found = bool((labelled & ~mask.bool()[:, : labelled.shape[1]]).any())  # of a causal LM the token before the label
+    if found:
+        logger.warning_once(
+            "Labels stand at padding and are learned, as by Trainer. Set them to -100 if that is not meant; padding "
+            "is then left out of the student's batches, which is faster."
+        )
+    return found
 
 
 def _try(trainer: DistillationTrainer, student: nn.Module, inputs: Mapping[str, Any]) -> None:

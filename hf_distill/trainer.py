@@ -20,6 +20,7 @@ from hf_distill.heads import core_model, forward_parameters, has_label_names, la
 from hf_distill.losses import DistillationLoss, HardLabelLoss, evaluate_losses, hard_label_names
 from hf_distill.output_head import OutputHeads, ask_without_head, unprojected, with_whole_logits, without_head
 from hf_distill.packing import run_on_real_tokens
+from hf_distill.padding import labels_on_padding
 from hf_distill.pairing import align, align_answers
 from hf_distill.preflight import dry_run, refuse_missing_labels, student_completions
 from hf_distill.recording import recording
@@ -42,6 +43,7 @@ from hf_distill.teachers import (
 from hf_distill.teachers.cached import column_names, is_stored, stored_answers, teacher_view
 from hf_distill.teachers.ema import UpdateTeacher, start_following
 from hf_distill.teachers.loading import load_teacher
+from hf_distill.teachers.rows import columns_of
 from hf_distill.token_alignment import on_student_tokens
 from hf_distill.training_args import DistillationTrainingArguments
 from hf_distill.transfer import TwoTokenizers
@@ -184,7 +186,11 @@ class DistillationTrainer(TrainerOfTerms):
 
         def step(student: nn.Module, **student_inputs: Any) -> tuple[Any, dict[str, Tensor], Any]:
             with without_head(student, head_off), recording(student, needs.qkv) as qkv:
-                outputs = self._run_student(student, student_inputs, needs.forward_arguments())
+                arguments, packs = needs.forward_arguments(), self.padding_free and model.training
+                if packs and not labels_on_padding(batch, inputs, self.head):
+                    outputs = run_on_real_tokens(student, student_inputs, arguments, self.head, self.stack)
+                else:
+                    outputs = student(**student_inputs, **arguments)
             answer = unprojected(Activations.from_outputs(outputs, self.head, needs, qkv), head_off)
             answer = answer.at_positions(self.head, inputs)
             task_loss, replaced = None, {}
@@ -212,11 +218,6 @@ class DistillationTrainer(TrainerOfTerms):
         if not inside and not list(self.losses.parameters()):
             return step(model, **student_inputs)
         return forward_through(model, student, step, student_inputs)
-
-    def _run_student(self, student: nn.Module, inputs: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-        if self.padding_free and student.training:
-            return run_on_real_tokens(student, inputs, arguments, self.head, self.stack)
-        return student(**inputs, **arguments)
 
     def _ask_teacher(self, inputs: Mapping[str, Any], needs: Needs, required: bool) -> Activations | None:
         """The teacher's answer in the student's class order, stored or fresh; `None` where it may be left out."""
@@ -259,6 +260,7 @@ class DistillationTrainer(TrainerOfTerms):
         self.head = replace(self.head, problem_type=batch.problem)
         if isinstance(self.teacher, EnsembleTeacher):
             self.teacher.settle(batch.problem)
+            self.cache_keeper = make_keeper(self)  # another ensemble by its fingerprint
 
     # ---- What each model sees ----
 
@@ -267,9 +269,7 @@ class DistillationTrainer(TrainerOfTerms):
             super()._set_signature_columns_if_needed()
             own: Any = self._signature_columns
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-            columns = {
-                c for d in (self.train_dataset, *several.values()) for c in getattr(d, "column_names", None) or ()
-            }
+            columns = {column for each in (self.train_dataset, *several.values()) for column in columns_of(each)}
             stored = {TEACHER_LOGITS, *filter(is_stored, columns)}
             extra = stored | (self.teacher.input_names if self.teacher is not None else set())
             extra |= set(getattr(self.data_collator, "text_columns", ()))

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "attention_twin": set(),
     "recording": {"activations", "attention_twin"},
     "packing": {"activations", "attention_twin", "batching", "heads"},
-    "padding": {"batching", "heads", "output_head", "packing", "teachers"},
+    "padding": {"activations", "batch", "batching", "heads", "output_head", "packing", "teachers"},
     "similarity": {"functional"},
     "output_head": {"functional", "activations", "heads", "unprojected"},
     "losses": {
@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "counting": {"batch", "heads", "lifecycle", "schedules", "term_log"},
     "trainer": {
         "activations", "batch", "caching", "counting", "fitting", "heads", "losses", "output_head", "packing",
-        "pairing", "preflight", "recording", "refusals", "teachers", "token_alignment",
+        "padding", "pairing", "preflight", "recording", "refusals", "teachers", "token_alignment",
         "training_args", "transfer", "wrapped_forward",
     },
     "__init__": {

@@ -48,6 +48,25 @@ def test_several_labels_a_row_are_told_from_the_labels_too(combined, make_traine
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("combined", [{"combine": "probabilities"}, {"weights": "confidence"}])
+def test_a_cache_that_was_filled_before_labels_said_so_is_not_read(combined, make_trainer, tmp_path):
+    losses = []
+    for labelled, cached in ((True, False), (False, True), (True, True)):
+        task, members = tiny_task("multi_label"), teachers("multi_label")
+        for model in (task.student, *members):
+            model.config.problem_type = None
+        if not labelled:
+            task.rows = [{key: value for key, value in row.items() if key != "labels"} for row in task.rows]
+        trainer = make_trainer(
+            task, teacher_model=EnsembleTeacher(members, **combined), hard_label_weight=0.0, max_steps=1,
+            **({"teacher_cache_dir": str(tmp_path)} if cached else {}),
+        )  # fmt: skip
+        trainer.train()
+        losses.append(trainer.state.log_history[-1]["train_loss"])
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-2)
+
+
 def test_the_mean_of_logits():
     weights = [0.2, 0.0, 0.8]
     expected = np.tensordot(weights, LOGITS, 1)

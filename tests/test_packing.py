@@ -298,6 +298,36 @@ def test_packed_training_is_plain_training(name, make_trainer):
     assert different_tensors(results[1], results[0]) == []
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["packed", "in groups"])
+@pytest.mark.parametrize("name", ["token", "causal_lm", "masked_lm"])
+def test_labels_at_padding_are_learned_as_by_plain_trainer(name, grouped, make_trainer, make_args, monkeypatch):
+    """As the labels of many scripts are: a copy of the ids, padding too, or a class 0 at padding."""
+    if grouped:
+        monkeypatch.setattr("hf_distill.padding.find_stack", lambda *args: None)
+    results = []
+    for which in ("plain", "ours"):
+        task = tiny_task(name)
+        task.student.double()
+        rows = []
+        for row in task.rows[:8]:
+            width = 24 - len(row["input_ids"])
+            rows.append({
+                "input_ids": row["input_ids"] + [0] * width, "labels": row["labels"] + [1] * width,
+                "attention_mask": [1] * len(row["input_ids"]) + [0] * width,
+            })  # fmt: skip
+        options = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.1, "optim": "sgd"}
+        if which == "plain":
+            args = make_args(cls=hf.TrainingArguments, **options)
+            trainer = hf.Trainer(task.student, args, hf.default_data_collator, rows)
+        else:
+            trainer = make_trainer(task, train_dataset=rows, data_collator=hf.default_data_collator, **options,
+                                   teacher_model=None, soft_target_weight=0.0, hard_label_weight=1.0)  # fmt: skip
+            assert trainer.padding_free
+        trainer.train()
+        results.append(trainer.model.state_dict())
+    assert different_tensors(results[1], results[0]) == []
+
+
 def test_what_packing_cannot_serve_runs_in_groups(make_trainer):
     task = tiny_task("masked_lm")
     whole_logits = make_trainer(task, padding_free=True, compute_loss_func=lambda outputs, *args, **kwargs: 0.0)

@@ -319,6 +319,65 @@ def test_answers_as_columns_train_like_the_teacher(name, at_hand, make_trainer, 
     assert different_tensors(trainer.model.state_dict(), plain.model.state_dict()) == []
 
 
+@pytest.mark.parametrize("kind", ["list", "torch dataset", "stream"])
+def test_answers_in_rows_of_any_kind_train_like_the_teacher(kind, make_trainer, tmp_path):
+    plain, _ = run(make_trainer, tiny_task("token"), hidden_state_weight=1.0, layer_mapping={2: 4})
+    task = tiny_task("token")
+    options = {"data_collator": task.collate, "state_dtype": "float32", "progress": False}
+    needs = Needs(logits=True, hidden_states=(4,))
+    columns = cache_teacher_outputs(
+        datasets.Dataset.from_list(task.rows), task.teacher, needs, cache_dir=tmp_path / "cache", **options
+    )
+    rows = [columns[k] for k in range(len(columns))]
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, index):
+            return rows[index]
+
+    given = {"list": rows, "torch dataset": Rows(),
+             "stream": datasets.IterableDataset.from_generator(lambda: iter(rows))}[kind]  # fmt: skip
+    trainer = make_trainer(task, train_dataset=given, hidden_state_weight=1.0, layer_mapping={2: 4}, max_steps=4)
+    trainer.teacher.answer = None  # from here on nobody can ask it
+    trainer.train()
+    if kind != "stream":  # which is read in its own order
+        assert different_tensors(trainer.model.state_dict(), plain.model.state_dict()) == []
+
+
+@pytest.mark.parametrize("when", ["evaluate", "train"])
+def test_an_empty_evaluation_set_is_no_mistake(when, make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    trainer = make_trainer(
+        task, teacher_cache_dir=str(tmp_path), eval_dataset=[], max_steps=1,
+        **({"eval_strategy": "epoch"} if when == "train" else {}),
+    )  # fmt: skip
+    assert "eval_loss" not in (trainer.evaluate() if when == "evaluate" else trainer.train().metrics)
+
+
+def test_a_class_of_ones_own_with_another_forward_has_a_cache_of_its_own(make_trainer, tmp_path):
+    task = tiny_task("single_label")
+    make_trainer(task, teacher_cache_dir=str(tmp_path), max_steps=1).train()
+
+    class Louder(type(task.teacher)):
+        def forward(self, *args, **kwargs):
+            answer = super().forward(*args, **kwargs)
+            answer.logits = 5 * answer.logits
+            return answer
+
+    teacher = Louder(task.teacher.config)
+    teacher.load_state_dict(task.teacher.state_dict())
+    asked = Counting(teacher.eval())
+    trainer = make_trainer(task, teacher_model=asked, teacher_cache_dir=str(tmp_path), max_steps=1)
+    trainer.train()
+    assert asked.rows >= len(task.rows)
+    batch = trainer.data_collator(task.rows[:2])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(batch["teacher_logits"], 5 * task.teacher(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_that_no_column_holds_needs_a_teacher(make_trainer, tmp_path):
     task = tiny_task("single_label")
     needs = Needs(logits=True, hidden_states=(4,))

@@ -100,7 +100,10 @@ class EnsembleTeacher:
 
     def fingerprint(self) -> str:
         """Changes with any teacher, any weight, and the way they are combined."""
-        return fingerprint(*(member.fingerprint() for member in self.members), str(self.weights), self.combine)
+        # How probabilities are combined depends on the problem too, which labels may settle.
+        plain = self.combine == "logits" and not isinstance(self.weights, str)
+        problem = [] if plain or not self._is_binary() else ["binary"]
+        return fingerprint(*(m.fingerprint() for m in self.members), str(self.weights), self.combine, *problem)
 
     def _combined(
         self, inputs: Mapping[str, Any], needs: Needs, ask: Callable[[OnlineTeacher, Needs], Activations]

@@ -120,6 +120,8 @@ class Filler:
                 would not fit on the disk.
         """
         require_rows(dataset)
+        if not len(dataset):
+            return FillReport()
         report, start = FillReport(), time.perf_counter()
         with preserved_random_state(), torch.no_grad():
             self._require_fixed_rows(dataset)

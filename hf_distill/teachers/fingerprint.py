@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_distill.heads import core_model
 from hf_distill.teachers.placement import real_tensor
 
 # Entries of a config that say where a model came from or how it is run, not what it answers.
@@ -59,7 +61,20 @@ def adapters(model: nn.Module) -> list[Any]:
 
 def model_fingerprint(model: Any) -> str:
     """Changes with any weight and any setting that decides a model's answers."""
-    return fingerprint(weights_fingerprint(model), config_fingerprint(model.config), *adapters(model))
+    parts = weights_fingerprint(model), config_fingerprint(model.config), *adapters(model), *_own_code(model)
+    return fingerprint(*parts)
+
+
+def _own_code(model: Any) -> list[str]:
+    """Of a class of the user's own what it is called and what it says: its forward may be another."""
+    core = type(core_model(model))
+    if core.__module__.split(".")[0] in ("transformers", "peft"):
+        return []
+    try:
+        source = inspect.getsource(core)
+    except (OSError, TypeError):  # typed at a prompt
+        source = ""
+    return [f"{core.__module__}.{core.__qualname__}", source]
 
 
 def files_fingerprint(folder: Path) -> str | None:

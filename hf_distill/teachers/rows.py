@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from torch.utils.data import IterableDataset
 
 from hf_distill.batching import OVERHEAD, split_by_length
+from hf_distill.random_state import preserved_random_state
 
 
 def require_rows(dataset: Any) -> None:
@@ -31,6 +32,18 @@ def is_stream(dataset: Any) -> bool:
     if isinstance(dataset, IterableDataset | datasets.IterableDataset):
         return True
     return not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """The columns of a dataset; of one that does not name them those of its first row, where it can be read."""
+    if names := getattr(dataset, "column_names", None):
+        return list(names)
+    with preserved_random_state():  # reading a row may draw an augmentation
+        if isinstance(dataset, datasets.IterableDataset):
+            first = next(iter(dataset.take(1)), None)
+        else:
+            first = None if is_stream(dataset) or not len(dataset) else dataset[0]
+    return list(first) if isinstance(first, Mapping) else []
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
