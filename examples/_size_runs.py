@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from hf_distill.metrics.scores import accuracy
 from hf_distill.recipes import STAGES, Compressed, compress, train_on_labels
 from hf_distill.recipes.reading import rate_for
-from hf_distill.recipes.stages import DONE, content_of, fingerprint_of, stages_for
+from hf_distill.recipes.stages import content_of, fingerprint_of, made_by, stages_for
 from hf_distill.transfer import ImageRows
 from hf_distill.transfer.build import without_rows
 
@@ -115,8 +114,3 @@ class Runs:
         if task.kind == "image":
             return ImageRows(task, part, made.processing_class)
         return task.encode(part, made.processing_class, self.start.job.max_length)
-
-
-def made_by(folder: Path) -> str:
-    """What identifies the settings by which a part of the recipe made a folder."""
-    return str(json.loads((folder / DONE).read_text())["fingerprint"])

@@ -41,7 +41,8 @@ def in_order(column: Sequence[Any], classes: Sequence[str], names: Sequence[str]
 
 
 def multi_hot(column: Sequence[Any], classes: Sequence[str], names: Sequence[str] | None, label: str) -> list[Any]:
-    """Labels of rows that have any number of them: 1.0 at each one's place among the classes, 0.0 elsewhere.
+    """Labels of rows that have any number of them: 1.0 at each one's place among the classes, 0.0 elsewhere; -100.0
+    where they are hidden behind -1.
 
     Args:
         column: A list a row, of labels, or with a 0 or 1 (or truth value) for each of the classes.
@@ -64,8 +65,11 @@ def multi_hot(column: Sequence[Any], classes: Sequence[str], names: Sequence[str
             f"column: a list of their names or numbers, or one with a 0 or 1 for each of the {len(classes)} classes."
         )
     rows = [list(row) for row in column]
-    if names is None and all(len(row) == len(classes) and set(row) <= {0, 1} for row in rows):
-        return [[float(value) for value in row] for row in rows]
+    known: dict[Any, float] = {0: 0.0, 1: 1.0, -1: -100.0, IGNORED: -100.0}
+    if not {"0", "1"} & set(classes):
+        known |= {"0": 0.0, "1": 1.0, "-1": -100.0}
+    if names is None and all(len(row) == len(classes) and set(row) <= set(known) for row in rows):
+        return [[known[value] for value in row] for row in rows]
     hot = []
     for places in in_order(rows, classes, names, label):
         row = [0.0] * len(classes)
@@ -88,7 +92,10 @@ def _placed(column: Sequence[Any], places: Mapping[Any, int]) -> list[Any]:
 
 def _numbers_that_are_names(values: set[Any], classes: Sequence[str]) -> dict[Any, int] | None:
     """Places where the classes have numbers or truth values for names, in another order than that of counting."""
-    known = {value: _place(str(value), classes) for value in values if isinstance(value, bool) or value >= 0}
+    said = {value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+            for value in values}  # fmt: skip
+    known = {value: _place(name, classes) for value, name in said.items()
+             if isinstance(value, bool) or value >= 0 or name in classes}  # fmt: skip
     counting = list(classes) == [str(k) for k in range(len(classes))]
     if not known or None in known.values() or counting or values - {*known, -1, IGNORED}:
         return None

@@ -31,6 +31,7 @@ class TrainerOfTerms(TrainerOfLosses):
         self._windows_to_log = 0
         self._window_counts: Tensor | None = None
         self._loss_only = False
+        self._taught = False
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._train_terms, self._windows_to_log = TermLog(), 0  # of a run before, what it did not log
@@ -59,7 +60,24 @@ class TrainerOfTerms(TrainerOfLosses):
             num_items = counts[0] if num_items is None else num_items
         return batches, num_items
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's own, which must have come by the losses.
+
+        Raises:
+            ValueError: If a subclass computes another loss, without the teacher.
+        """
+        self._taught = False
+        loss = super().training_step(*args, **kwargs)
+        if not self._taught:
+            raise ValueError(
+                f"{type(self).__name__}.compute_loss does not call DistillationTrainer's, so the teacher would teach "
+                "nothing. Call super().compute_loss(...) and add to it, or pass your loss as compute_loss_func= (in "
+                "place of the hard-label term), or as a DistillationLoss among losses=."
+            )
+        return loss
+
     def _remember(self, terms: Mapping[str, Tensor], batch: Batch, training: bool) -> None:
+        self._taught |= training
         # A term is this process' share of the whole, or with local counts a mean of its own.
         share = 1.0 if self.args.average_tokens_across_devices else 1.0 / self.accelerator.num_processes
         for name, term in terms.items():

@@ -30,7 +30,8 @@ class ExportedStudent:
     Args:
         folder: Where it lies; `transformers.exporters.ExportedModel.from_pretrained(folder)` loads it.
         max_difference: Largest absolute difference of a logit to the student's.
-        agreement: Share of positions whose largest logit is the student's too.
+        agreement: Share of positions whose largest logit is the student's too; of rows with several labels, of those
+            whose labels all are; `None` for a regression.
         megabytes: Size of graph and weights in MB (10^6 bytes).
         p50_ms: Median answer time for one row.
         student_p50_ms: The same of the student in PyTorch, measured in turn with it.
@@ -39,7 +40,7 @@ class ExportedStudent:
 
     folder: Path
     max_difference: float
-    agreement: float
+    agreement: float | None
     megabytes: float
     p50_ms: float
     student_p50_ms: float
@@ -63,17 +64,31 @@ def measure(
             for ours, theirs in zip(answers[name], expected, strict=True)
             for pair in zip(ours, theirs, strict=True)
         ]
-        same = torch.cat([(ours.argmax(-1) == theirs.argmax(-1)).flatten() for ours, theirs in pairs])
+        same = [_same_answers(model, ours, theirs).flatten() for ours, theirs in pairs]
         results[name] = ExportedStudent(
             folder=folder,
             max_difference=max((ours - theirs).abs().max().item() for ours, theirs in pairs),
-            agreement=same.double().mean().item(),
+            agreement=None if _is_regression(model) else torch.cat(same).double().mean().item(),
             megabytes=sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6,
             p50_ms=times[name],
             student_p50_ms=times["student"],
             threads=threads,
         )
     return results
+
+
+def _is_regression(model: PreTrainedModel) -> bool:
+    problem = getattr(model.config, "problem_type", None)
+    return problem == "regression" or (
+        problem is None and model.config.num_labels == 1 and type(model).__name__.endswith("Classification")
+    )
+
+
+def _same_answers(model: PreTrainedModel, ours: Tensor, theirs: Tensor) -> Tensor:
+    """Whether both answer alike, at each position."""
+    if getattr(model.config, "problem_type", None) == "multi_label_classification":
+        return ((ours > 0) == (theirs > 0)).all(-1)
+    return ours.argmax(-1) == theirs.argmax(-1)
 
 
 def refuse_wrong(model: PreTrainedModel, result: ExportedStudent, batches: list[dict[str, Tensor]]) -> None:

@@ -56,8 +56,9 @@ class DistillationTrainer(TrainerOfTerms):
     From an existing `Trainer` script the change is two lines: the class, and `teacher_model=`. The minimised loss is
     the weighted sum of the terms, each a mean over what it counts (labels, tokens, rows) in the whole accumulation
     window and on all processes. `eval_loss` stays the task's loss on labels, comparable with a plain fine-tune (of
-    question answering without padding among the possible answers; a term that a model's own forward adds is no part of
-    it); each term is logged as `<name>_loss` and `eval_<name>_loss`, their weighted sum as `eval_distillation_loss`.
+    question answering without padding among the possible answers; of GPT-2 divided by the labels that are predicted,
+    where Trainer divides by all; a term that a model's own forward adds is no part of it); each term is logged as
+    `<name>_loss` and `eval_<name>_loss`, their weighted sum as `eval_distillation_loss`.
 
     A dataset column `teacher_logits` is used instead of running the teacher; with it `teacher_model` may be left out
     (the classes are then taken to be in the student's order). A teacher may be left out of evaluation altogether, with

@@ -261,3 +261,113 @@ def test_an_image_teacher_with_a_distillation_token_is_read(tmp_path):
     config = hf.DeiTConfig(image_size=8, patch_size=4, **sizes)
     hf.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
     assert type(load_model(str(tmp_path))) is hf.DeiTForImageClassificationWithTeacher
+
+
+def test_the_student_without_a_teacher_is_that_of_this_start(place, tmp_path):
+    """Another teacher, more texts or another length make another start, and with it another baseline."""
+    job = [*command_for(place, "text", "rows.parquet", tmp_path / "out"), "--figures", "false"]
+    model = tmp_path / "out" / "without_teacher" / "model" / "model.safetensors"
+    assert main(job) == 0
+    made = model.stat().st_mtime_ns
+    assert main(job) == 0
+    assert model.stat().st_mtime_ns == made
+    assert main([*job, "--max_length", "5"]) == 0
+    shorter = model.stat().st_mtime_ns
+    assert shorter > made
+    other = load_model(str(place / "text"))
+    other.classifier.weight.data.mul_(-1)
+    other.save_pretrained(tmp_path / "teacher")
+    original("wordpiece").save_pretrained(tmp_path / "teacher")
+    job[job.index("--teacher") + 1] = str(tmp_path / "teacher")
+    assert main([*job, "--max_length", "5"]) == 0
+    assert model.stat().st_mtime_ns > shorter
+
+
+def command_for(place, teacher, data, output):
+    return ["--teacher", str(place / teacher), "--dataset", str(place / data), "--output_dir", str(output), *SMALL]
+
+
+def test_a_report_on_another_student_takes_no_baseline_and_no_other_classes(place, tmp_path, capsys):
+    job = command_for(place, "text", "rows.parquet", tmp_path / "out")
+    assert main([*job, "--figures", "false"]) == 0
+    assert main(["report", *job, "--student", str(place / "text"), "--figures", "false"]) == 0
+    assert set(json.loads((tmp_path / "out" / "report.json").read_text())["models"]) == {"teacher", "student"}
+    other = load_model(str(place / "text"))
+    other.config.id2label, other.config.label2id = {0: "yes", 1: "no"}, {"yes": 0, "no": 1}
+    other.save_pretrained(tmp_path / "other")
+    original("wordpiece").save_pretrained(tmp_path / "other")
+    assert main(["report", *job, "--student", str(tmp_path / "other")]) == 1
+    assert (
+        "The student's classes are {0: 'yes', 1: 'no'}, the teacher's {0: 'no', 1: 'yes'}" in capsys.readouterr().err
+    )
+
+
+def test_prices_are_no_formulas(place, tmp_path):
+    rows = {"text": [f"{text} US $%d and $%s or $$ {{" for text in CORPUS[:60]], "label": [k % 2 for k in range(60)]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    teacher = load_model(str(place / "text"))
+    teacher.config.id2label, teacher.config.label2id = {0: "$ $x", 1: "$$$"}, {"$ $x": 0, "$$$": 1}
+    teacher.save_pretrained(tmp_path / "teacher")
+    original("wordpiece").save_pretrained(tmp_path / "teacher")
+    assert main([*command_for(tmp_path, "teacher", "rows.parquet", tmp_path / "out"), "--figures", "true"]) == 0
+    assert "data:image/svg+xml" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_file_with_semicolons_is_read_as_one_with_commas(place, tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "text;label\n" + "".join(f"{text};{k % 2}\n" for k, text in enumerate("abcd" * 10))
+    )
+    data, _ = load_splits(str(tmp_path / "rows.csv"))
+    assert data["train"].column_names == ["text", "label"]
+    assert data["train"][0]["label"] in (0, 1)
+
+
+def test_images_of_a_test_without_classes_are_left_out(place, tmp_path):
+    for name in CATS:
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for k in range(12):
+            Image.new("RGB", (4, 4), (k, k, k)).save(tmp_path / "images" / "train" / name / f"{k}.png")
+    (tmp_path / "images" / "test").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "test" / "0.png")
+    data, notes = load_splits(str(tmp_path / "images"))
+    assert data["train"].features["label"].names == list(CATS)
+    assert notes[0] == "the test split has no labels, so it is left out"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "hidden"),
+    [
+        ([0.5, 2.0], [-1.0, -1.0], True),  # STS-B
+        ([-3, -1], [-2, -1], False),  # numbers below 0 are numbers
+        ([-1, 0], [-1, -1], False),  # a class that is called so
+        ([0, 1], [-1, -1], True),
+        ([0.5, 2.0], [float("nan"), None], True),
+    ],
+)
+def test_labels_are_hidden_where_train_has_none_of_their_kind(train, test, hidden, tmp_path):
+    parts = {"train": train * 20, "validation": train * 5, "test": test * 5}
+    DatasetDict({
+        name: Dataset.from_dict({"text": [str(k) for k in range(len(labels))], "label": labels})
+        for name, labels in parts.items()
+    }).save_to_disk(tmp_path / "data")  # fmt: skip
+    assert ("the test split has no labels, so it is left out" in load_splits(str(tmp_path / "data"))[1]) == hidden
+
+
+def test_rows_whose_number_is_not_known_are_left_out(place, tmp_path, capsys):
+    bert(num_labels=1, **SIZES).save_pretrained(tmp_path / "teacher")
+    original("wordpiece").save_pretrained(tmp_path / "teacher")
+    numbers = [float("nan") if k % 10 == 0 else k / 60 for k in range(60)]
+    Dataset.from_dict({"text": CORPUS[:60], "label": numbers}).to_parquet(tmp_path / "rows.parquet")
+    job = command_for(tmp_path, "teacher", "rows.parquet", tmp_path / "out")
+    assert main([*job, "--figures", "false"]) == 0
+    assert "rows have nothing in label and are left out" in capsys.readouterr().out
+    assert np.isfinite(
+        json.loads((tmp_path / "out" / "report.json").read_text())["models"]["teacher"]["metrics"]["mse"]
+    )
+
+
+def test_training_rows_that_all_stand_among_the_held_out_are_told(place, tmp_path, capsys):
+    rows = Dataset.from_dict({"text": CORPUS[:3] * 20, "label": [0, 1, 0] * 20})
+    DatasetDict(train=rows, validation=rows, test=rows).save_to_disk(tmp_path / "data")
+    assert main(command_for(place, "text", tmp_path / "data", tmp_path / "out")) == 1
+    assert "All 60 training rows are among those that must not be learnt from" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import transformers
 import yaml
 from card_schema import problems
 from datasets import Dataset, Split
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_distill import DistillationTrainer, Schedule, losses
 from hf_distill.losses import HiddenStateLoss, SoftTargetLoss
@@ -291,3 +295,22 @@ def test_every_argument_of_trainers_method_is_taken_in_its_place():
     ours = inspect.signature(DistillationTrainer.create_model_card).parameters
     assert list(ours)[: len(theirs)] == theirs
     assert all(p.kind is p.KEYWORD_ONLY for name, p in ours.items() if name not in theirs)
+
+
+def test_the_code_for_grey_images_runs(tmp_path):
+    """A pipeline opens images in colour, which a processor of one channel refuses."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    student = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes))
+    student.save_pretrained(tmp_path)
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "image_mean": [0.5],
+                 "image_std": [0.5]}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    Image.new("L", (9, 7)).save(tmp_path / "image.png")
+    facts = CardFacts(
+        "a student", "ViTForImageClassification", "AutoModelForImageClassification", 1, "soft",
+        model_id=str(tmp_path), pipeline_tag="image-classification", grey=True,
+    )  # fmt: skip
+    code = block(str(render(facts)), "How to use")
+    code = code.replace("image.png", str(tmp_path / "image.png"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("LABEL_0", "LABEL_1")

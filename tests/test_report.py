@@ -292,6 +292,7 @@ BAD = {
     "unknown label": ({"labels": [0, 1, 2, 3, 4, 0]}, "Labels must lie in 0 to 3"),
     "nothing labelled": ({"labels": [-100] * 6}, "needs labelled test rows"),
     "several labels": ({"labels": np.full((6, 4), -100)}, r"these 0 or 1, got logits \(6, 4\)"),
+    "no number": ({"student": np.zeros(2), "teacher": np.zeros(2), "labels": [1.0, np.nan]}, "1 labels are NaN"),
     "class names": ({"class_names": ["a", "b"]}, "4 classes, but there are 2 class names"),
     "texts": ({"texts": ["one"]}, "one text for each of the 6"),
     "problem": ({"problem": "translation"}, "got problem='translation'"),

@@ -1,6 +1,7 @@
 """Rows with any number of labels: how they are read, learned and reported, against scikit-learn and plain loops."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import scipy.special
 import scipy.stats
 import torch
 import transformers as hf
-from datasets import ClassLabel, Dataset, Sequence
+from datasets import ClassLabel, Dataset, DatasetDict, Sequence
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from test_cli import SMALL, write_csv
 from test_transfer_set import bert, vit
@@ -71,6 +72,14 @@ class TestTask:
         batch = task.collator(reader)(list(task.encode(rows, reader)))
         assert batch["labels"].dtype == torch.float32
         assert batch["labels"].tolist() == HOT
+
+    @pytest.mark.parametrize("as_text", [False, True])
+    def test_hidden_ones_are_marked_and_the_others_stay(self, as_text):
+        """As those of the comments that Jigsaw's test leaves out; of csv files the numbers may be text."""
+        column = [[0, 1, 0], [-1, -1, -1], [1, 0, 0], [0, 0, 0]]
+        rows = rows_of([[str(value) for value in row] for row in column] if as_text else column)
+        expected = [[float(value) if value >= 0 else -100.0 for value in row] for row in column]
+        assert Task.of(bert(**GIVEN), rows).labels(rows) == expected
 
     @pytest.mark.parametrize(
         ("column", "message"),
@@ -240,7 +249,34 @@ class TestStudent:
         assert main(command) == 0
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         assert report["metric"]["name"] == "micro_f1"
+        assert "top_k=None" in (tmp_path / "out" / "student" / "README.md").read_text()
         assert set(report["models"]) == {"teacher", "student", "baseline"}
         assert "multi_label" not in (tmp_path / "out" / "report.md").read_text()
         assert sum(report["class_counts"]) > 0
         assert "micro F1" in (tmp_path / "out" / "student" / "README.md").read_text()
+
+    def test_the_command_leaves_out_rows_and_splits_without_labels(self, tmp_path, capsys):
+        bert(**GIVEN, **SIZES).save_pretrained(tmp_path / "teacher")
+        original("wordpiece").save_pretrained(tmp_path / "teacher")
+        rows = sixty_rows()
+        hot = [[int(k in given) for k in range(3)] for given in rows["labels"]]
+        hot[3] = hot[50] = [-1, -1, -1]
+        columns = {"text": rows["text"], **{name: [row[k] for row in hot] for k, name in enumerate(NAMES)}}
+        parts = {"train": Dataset.from_dict(columns), "test": Dataset.from_dict({"text": ["a b", "c d"]})}
+        DatasetDict(parts).save_to_disk(tmp_path / "rows")
+        job = ["--teacher", str(tmp_path / "teacher"), "--dataset", str(tmp_path / "rows"), *SMALL]
+        assert main(["check", *job, "--output_dir", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().out
+        assert "the test split has no labels, so it is left out" in said
+        assert len(re.findall("rows have nothing in labels and are left out", said)) >= 1
+
+
+def test_a_single_label_of_which_a_row_may_have_none_is_no_regression(tmp_path):
+    names = {"id2label": {0: "toxic"}, "label2id": {"toxic": 0}, "problem_type": "multi_label_classification"}
+    bert(**names, **SIZES).save_pretrained(tmp_path / "teacher")
+    original("wordpiece").save_pretrained(tmp_path / "teacher")
+    rows_of([["toxic"] * (k % 2) for k in range(60)], CORPUS[:60]).to_parquet(tmp_path / "rows.parquet")
+    job = ["--teacher", str(tmp_path / "teacher"), "--student", str(tmp_path / "teacher"), "--figures", "false",
+           "--dataset", str(tmp_path / "rows.parquet"), "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    assert main(["report", *job]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["metric"]["name"] == "micro_f1"

@@ -125,6 +125,14 @@ class TestTask:
         with pytest.raises(ValueError, match=r"holds \['1', '2'\], but the teacher's classes are"):
             Task.of(bert(), rows).labels(Dataset.from_dict({"text": ["ba", "co"], "label": ["1", "2"]}))
 
+    def test_a_class_may_be_called_minus_one_and_numbers_may_have_become_floats(self):
+        three = {"id2label": {0: "-1", 1: "0", 2: "1"}, "label2id": {"-1": 0, "0": 1, "1": 2}, "num_labels": 3}
+        rows = Dataset.from_dict({"text": ["ba", "co", "di"], "label": [-1, 1, 0]})
+        assert Task.of(bert(**three), rows).labels(rows) == [0, 2, 1]
+        stars = {"id2label": {0: "1", 1: "2", 2: "3"}, "label2id": {"1": 0, "2": 1, "3": 2}, "num_labels": 3}
+        rows = Dataset.from_dict({"text": ["ba", "co"], "label": [1.0, 2.0]})
+        assert Task.of(bert(**stars), rows).labels(rows) == [0, 1]
+
     @pytest.mark.parametrize("outputs", [2, 1])
     def test_several_labels_a_row_are_refused_where_the_teacher_gives_one(self, outputs):
         rows = Dataset.from_dict({"text": ["ba", "co"], "label": [[1.0, 0.0], [0.0, 1.0]]})

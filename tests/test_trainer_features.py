@@ -9,6 +9,7 @@ from parity import different_tensors
 from transformers import Trainer, TrainingArguments
 
 import hf_distill
+from hf_distill import DistillationTrainer
 from hf_distill.losses import DISTLoss, SoftTargetLoss
 from hf_distill.testing import tiny_task
 
@@ -218,3 +219,27 @@ def test_a_stream_of_images_cannot_be_looked_at_beforehand(make_trainer):
     with pytest.raises(ValueError, match=r"Once gives none beforehand\. Pass a dataset with a length"):
         make_trainer(task, train_dataset=Once(task.rows), hidden_state_weight=1.0, max_steps=1)
     make_trainer(task, train_dataset=Once(task.rows), max_steps=1).train()
+
+
+@pytest.mark.parametrize("calls_ours", [True, False])
+def test_a_loss_of_ones_own_that_leaves_the_teacher_out_is_refused(calls_ours, make_trainer):
+    """The commonest subclass of Trainer weighs classes without super()."""
+
+    class Weighted(DistillationTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs["labels"]
+            if calls_ours:
+                loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            else:
+                loss, outputs = 0.0, model(**{key: value for key, value in inputs.items() if key != "labels"})
+            loss = loss + torch.nn.functional.cross_entropy(outputs.logits, labels)
+            return (loss, outputs) if return_outputs else loss
+
+    trainer = make_trainer(tiny_task("single_label"), trainer_class=Weighted, max_steps=1)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    if calls_ours:
+        trainer.train()
+        return
+    with pytest.raises(ValueError, match=r"Weighted.compute_loss does not call DistillationTrainer's"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
+from hf_distill.class_labels import flat
 from hf_distill.cli.errors import UserError
 from hf_distill.tasks import find_label_column
 
@@ -19,7 +21,7 @@ _TEST = ("test", "test_matched")
 
 
 def load_splits(
-    source: str, config: str | None = None, label_column: str | None = None
+    source: str, config: str | None = None, label_column: str | None = None, classes: Sequence[str] = ()
 ) -> tuple[DatasetDict, list[str]]:
     """`train`, `validation` and `test` of a dataset, and what a reader must know of how they came to be.
 
@@ -31,6 +33,7 @@ def load_splits(
             wrote, of such files, or of images in one folder a class.
         config: The configuration of a dataset with several.
         label_column: The column of labels, where its name does not tell.
+        classes: Those of a teacher that gives several labels a row: each may be a column of its own.
 
     Raises:
         UserError: If there is no such dataset, or a split is empty.
@@ -43,7 +46,9 @@ def load_splits(
     validation = next((splits[name] for name in _VALIDATION if name in splits), None)
     test = next((splits[name] for name in _TEST if name in splits), None)
     label = label_column or find_label_column(splits["train"])
-    if test is not None and _unlabelled(test, label):
+    own_columns = bool(classes) and label_column is None and set(classes) <= set(splits["train"].column_names)
+    columns = list(classes) if own_columns else [label] if label is not None else []
+    if test is not None and any(_unlabelled(test, column, splits["train"]) for column in columns):
         notes.append("the test split has no labels, so it is left out")
         test = None
     for name, part in (("train", splits["train"]), ("validation", validation), ("test", test)):
@@ -60,12 +65,12 @@ def load_splits(
     return DatasetDict({"train": train, "validation": validation, "test": test}), notes
 
 
-def with_one_column_of_labels(data: DatasetDict, config: Any) -> DatasetDict:
+def with_one_column_of_labels(data: DatasetDict, classes: Sequence[str]) -> DatasetDict:
     """Where each of a teacher's classes is a column of its own (of 0 and 1, as a csv file has to have them), these in
     one column `labels`; otherwise the data as it is.
     """
-    names = [config.id2label[place] for place in range(config.num_labels)]
-    if not set(names) <= set(data["train"].column_names) or "labels" in data["train"].column_names:
+    names = list(classes)
+    if not names or not set(names) <= set(data["train"].column_names) or "labels" in data["train"].column_names:
         return data
 
     def gathered(*columns: list[Any]) -> dict[str, Any]:
@@ -108,12 +113,15 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
             if kind not in _LOADERS:
                 raise UserError(f"{source} is no file of a known kind. Give {', '.join(_LOADERS)}.")
             more = {"sep": "\t"} if kind == ".tsv" else {}
-            return load_dataset(_LOADERS[kind], data_files={"train": str(path)}, **more)
+            found = load_dataset(_LOADERS[kind], data_files={"train": str(path)}, **more)
+            names = found["train"].column_names
+            sep = next((each for each in ";\t" if len(names) == 1 and each in names[0]), None)
+            return found if sep is None else load_dataset("csv", data_files={"train": str(path)}, sep=sep)
         if path.is_dir():
             if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
                 return load_from_disk(source)
             images = any(file.suffix.lower() in _IMAGES for file in path.rglob("*"))
-            return load_dataset("imagefolder", data_dir=source) if images else load_dataset(source, config)
+            return _images(path) if images else load_dataset(source, config)
         if path.suffix in _LOADERS:
             raise UserError(f"There is no file {source}.")
         return load_dataset(source, config)
@@ -125,14 +133,28 @@ def load_as_is(source: str, config: str | None = None) -> Dataset | DatasetDict:
         raise UserError(f"The dataset {source} cannot be loaded ({why}).") from error
 
 
-def _unlabelled(part: Dataset, label: str | None) -> bool:
-    """Whether a split has no labels, or hides them behind None or -1, as GLUE's do."""
-    if label is None or not len(part):
+def _images(folder: Path) -> DatasetDict:
+    """Images in one folder a class; also where those of one split are not, which has no labels then."""
+    found = load_dataset("imagefolder", data_dir=str(folder))
+    parts = [name for name in ("train", *_VALIDATION, *_TEST) if (folder / name).is_dir()]
+    if "label" in found["train"].column_names or parts[:1] != ["train"]:
+        return found
+    return DatasetDict({
+        name: load_dataset("imagefolder", data_dir=str(folder / name), split="train") for name in parts
+    })  # fmt: skip
+
+
+def _unlabelled(part: Dataset, label: str, train: Dataset) -> bool:
+    """Whether a split has no such labels, or hides all behind None or -1, as GLUE's do; -1 in `train` is a label."""
+    if not len(part):
         return False
     if label not in part.column_names:
         return True
-    values = [value for row in part[:100][label] for value in (row if isinstance(row, list) else [row])]
-    return all(value is None or (isinstance(value, int) and value < 0) for value in values)
+    ours, theirs = (
+        {value for row in each.with_format(None)[label][:] for value in flat(row)} for each in (part, train)
+    )
+    hidden = {-1, -100} - theirs
+    return all(value is None or value != value or value in hidden for value in ours)
 
 
 def _held_out(train: Dataset, name: str, notes: list[str]) -> tuple[Dataset, Dataset]:

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from hf_distill.class_labels import flat
+from hf_distill.class_labels import IGNORED, class_names, flat
 from hf_distill.cli.data import load_splits, load_unlabelled, with_one_column_of_labels
 from hf_distill.cli.errors import UserError
 from hf_distill.cli.flags import Flags, stages_of
@@ -20,7 +20,7 @@ from hf_distill.cli.models import load_model, load_processing_class
 from hf_distill.recipes import Compressed, Stage, train_on_labels
 from hf_distill.recipes.job import Job as Recipe
 from hf_distill.recipes.reading import readable_length
-from hf_distill.recipes.stages import content_of, stages_for, with_effect
+from hf_distill.recipes.stages import content_of, made_by, stages_for, with_effect
 from hf_distill.tasks import Task
 from hf_distill.transfer import ImageRows
 
@@ -72,18 +72,26 @@ class Job:
     def data(self) -> DatasetDict:
         """The three splits."""
         data, notes = load_splits(
-            _required(self.flags.dataset, "--dataset"), self.flags.dataset_config, self.flags.label_column
-        )
+            _required(self.flags.dataset, "--dataset"), self.flags.dataset_config, self.flags.label_column,
+            self.classes_of_a_row,
+        )  # fmt: skip
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in data.items())
         self.say(f"Data: {sizes} rows" + "".join(f"; {note}" for note in notes))
         return data
+
+    @property
+    def classes_of_a_row(self) -> list[str]:
+        """The classes of a teacher that gives several a row; none of any other."""
+        config: Any = self.teacher.config
+        several = config.problem_type == "multi_label_classification"
+        return [config.id2label[place] for place in range(config.num_labels)] if several else []
 
     @cached_property
     def task(self) -> Task:
         """What the teacher does with the data."""
         columns = [name.strip() for name in self.flags.input_columns.split(",")] if self.flags.input_columns else None
-        if self.teacher.config.problem_type == "multi_label_classification" and self.flags.label_column is None:
-            self.data = with_one_column_of_labels(self.data, self.teacher.config)
+        if self.flags.label_column is None:
+            self.data = with_one_column_of_labels(self.data, self.classes_of_a_row)
         task = Task.of(self.teacher, self.data["train"], columns, self.flags.label_column)
         if task.label is None:
             raise UserError(f"No column of {self.data['train'].column_names} holds labels. Name it: --label_column.")
@@ -94,10 +102,17 @@ class Job:
         return task
 
     def without_gaps(self, name: str, part: Dataset, task: Task) -> Dataset:
-        """The rows that hold something to read and a label: csv files take NA, null and nothing for None."""
+        """The rows that hold something to read and a label: csv files take NA, null and nothing for None, others NaN;
+        several labels a row may be hidden behind -1.
+        """
+        gaps = (
+            {-1, "-1", IGNORED} if task.several and class_names(self.data["train"], str(task.label)) is None else set()
+        )
         columns = [task.label] if task.kind == "image" else [*task.inputs, task.label]
         for column in (column for column in columns if column in part.column_names):
-            kept = [k for k, value in enumerate(part.with_format(None)[column][:]) if None not in flat(value)]
+            hidden = gaps if column == task.label else set()
+            rows = enumerate(part.with_format(None)[column][:])
+            kept = [k for k, row in rows if not any(x is None or x != x or x in hidden for x in flat(row))]
             if len(kept) < len(part):
                 self.say(f"{len(part) - len(kept):,} {name} rows have nothing in {column} and are left out")
                 part = part.select(kept)
@@ -158,7 +173,8 @@ class Job:
         parts = {"train": recipe.train_dataset, "validation": self.data["validation"]}  # nothing held out to train on
         settings = {
             **{name: content_of(part, columns) for name, part in parts.items()},
-            "parameters": made.student.num_parameters(), "arguments": with_effect(self.arguments),
+            "start": made_by(self.folder / "start"), "max_length": self.length,
+            "arguments": with_effect(self.arguments),
         }  # fmt: skip
         return train_on_labels(
             start, *(self.rows(part, made) for part in parts.values()), folder=self.folder / WITHOUT_TEACHER,

@@ -70,7 +70,7 @@ class Outcome:
             logits["student"][read], logits["teacher"][read], labels[read], costs=costs,
             baseline=logits["baseline"][read] if self.baseline is not None else None,
             others={name: each[read] for name, each in ours.items()},
-            class_names=job.task.classes or None, log_history=self._log(),
+            class_names=job.task.classes or None, log_history=self._log(), problem=_problem(job.task),
             texts=_texts(job.task, test, read), images=_images(job.task, test), notes=notes, layers=self._layers(),
             temperature=job.stages[0].temperature, unit="words" if job.task.kind == "words" else None,
         )  # fmt: skip
@@ -199,6 +199,12 @@ def _parity(task: Task, files: Mapping[str, np.ndarray], student: np.ndarray, re
             f"{name}, the exported student, run on all test rows:{answers} logits differ by up to {apart:.2g}."
         )
     return notes
+
+
+def _problem(task: Task) -> str:
+    if task.several:
+        return "multi_label_classification"
+    return "single_label_classification" if task.classes else "regression"
 
 
 def _read_by_all(task: Task, logits: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from hf_distill.cli.outcome import Outcome
 from hf_distill.export import export_student, require_packages
 from hf_distill.exported import ExportedStudent
 from hf_distill.recipes import Compressed
+from hf_distill.recipes.reading import require_classes
 from hf_distill.reports import DistillationReport
 from hf_distill.reports.gradients import gradient_shares
 from hf_distill.students.budget import count, where_parameters_go
@@ -124,6 +125,7 @@ def _existing(job: Job) -> Compressed:
     if not folder.is_dir():
         raise UserError(f"There is no student in {folder}. Name its folder: --student, or make one: hf-distill run.")
     model = load_model(str(folder), "student")
+    require_classes(model, job.teacher, job.task)
     return Compressed(model, load_processing_class(str(folder), model, required=False), job.task, folder)
 
 
@@ -131,14 +133,16 @@ def _existing_outcome(job: Job) -> Outcome:
     """A student that is there, beside the one without a teacher where that is there too."""
     made = _existing(job)
     saved = job.folder / WITHOUT_TEACHER / "model"
-    baseline = load_model(str(saved), "student") if job.flags.baseline and saved.is_dir() else None
+    own = made.folder.resolve() == (job.folder / "student").resolve()  # of another student it is no baseline
+    baseline = load_model(str(saved), "student") if job.flags.baseline and own and saved.is_dir() else None
     job.flags.baseline = baseline is not None
     return Outcome(job, made, baseline)
 
 
 def _say_files(job: Job, exported: Mapping[str, ExportedStudent]) -> None:
     for name, file in exported.items():
+        same = "" if file.agreement is None else f"agreement with the student {file.agreement:.1%}, "
         job.say(
-            f"{name}: {file.megabytes:.1f} MB, agreement with the student {file.agreement:.1%}, {file.p50_ms:.2f} ms "
-            f"({file.student_p50_ms:.2f} ms in PyTorch): {file.folder}"
+            f"{name}: {file.megabytes:.1f} MB, {same}{file.p50_ms:.2f} ms ({file.student_p50_ms:.2f} ms in PyTorch): "
+            f"{file.folder}"
         )

@@ -79,7 +79,13 @@ class Material:
         self.stages = stages_for(self.task.kind, self.stages)
         if self.task.kind != "image":
             self.exclude = list(self.exclude) if isinstance(self.exclude, Iterator) else self.exclude  # read twice
-            self.train_dataset = without_rows(self.train_dataset.with_format(None), self.task.inputs, self.exclude)
+            rows = self.train_dataset.with_format(None)
+            self.train_dataset = without_rows(rows, self.task.inputs, self.exclude)
+            if len(rows) and not len(self.train_dataset):
+                raise ValueError(
+                    f"All {len(rows):,} training rows are among those that must not be learnt from, such as the texts "
+                    "of validation and test. Choose other rows for one of them."
+                )
         models = [self.teacher, *filter(None, [self.student])]
         self.length = None if self.task.kind == "image" else readable_length(self.max_length or 512, *models)
         self.limits: dict[str, Any] = {

@@ -127,14 +127,24 @@ def require_fit(student: PreTrainedModel, teacher: PreTrainedModel, task: Task, 
     given = [name for name, value in limits.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} is the size of a student to make, but student was given. Pass one of them.")
+    require_classes(student, teacher, task)
+    ours, theirs = (model.config for model in (student, teacher))
+    sizes = [getattr(config.get_text_config(), "vocab_size", 0) for config in (ours, theirs)]
+    if task.kind != "image" and sizes[0] < sizes[1]:
+        raise ValueError(
+            f"The student has {sizes[0]} tokens, but reads the teacher's {sizes[1]}. Make it with as many."
+        )
+
+
+def require_classes(student: PreTrainedModel, teacher: PreTrainedModel, task: Task) -> None:
+    """A student answers with the teacher's classes, in its order.
+
+    Raises:
+        ValueError: If not.
+    """
     ours, theirs = (model.config for model in (student, teacher))
     if ours.num_labels != theirs.num_labels or (task.classes and ours.id2label != theirs.id2label):
         raise ValueError(
             f"The student's classes are {ours.id2label}, the teacher's {theirs.id2label}. Make it with the teacher's "
             "id2label and label2id, or by create_student(teacher, student_config=...)."
-        )
-    sizes = [getattr(config.get_text_config(), "vocab_size", 0) for config in (ours, theirs)]
-    if task.kind != "image" and sizes[0] < sizes[1]:
-        raise ValueError(
-            f"The student has {sizes[0]} tokens, but reads the teacher's {sizes[1]}. Make it with as many."
         )

@@ -114,6 +114,11 @@ def is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
         return False
 
 
+def made_by(folder: Path) -> str:
+    """What identifies the settings with which a folder was finished."""
+    return str(json.loads((folder / DONE).read_text())["fingerprint"])
+
+
 def finish(folder: Path, settings: Mapping[str, Any]) -> None:
     """Say so; the last thing that is written."""
     unfinished = folder / f"{DONE}.unfinished"

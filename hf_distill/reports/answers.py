@@ -71,6 +71,8 @@ class TestRows:
             label = label[tuple(places.T)].long()
             if places.shape[1] == 1:
                 places = torch.cat([places, torch.full_like(places, -1)], dim=1)
+        if problem == "regression" and not bool(label.isfinite().all()):
+            raise ValueError(f"{int((~label.isfinite()).sum())} labels are NaN or infinite. Leave these rows out.")
         if not len(label):
             raise ValueError("A report needs labelled test rows, got none (or every label is -100).")
         names = _class_names(class_names, 0 if problem == "regression" else teacher.shape[-1])

@@ -84,6 +84,8 @@ class CardFacts:
     library: str = "transformers"
     has_processor: bool = True
     pair: bool = False  # whether the student reads two texts a row
+    several: bool = False  # whether a row has any number of labels
+    grey: bool = False  # whether its images have one channel
     teachers: list[Source] = field(default_factory=list)
     uses_teacher: bool = True
     start: Source | None = None
@@ -149,6 +151,8 @@ def facts_of(trainer: Any, **given: Any) -> CardFacts:
         pipeline_tag=next(iter(_listed(given.get("tasks"))), PIPELINE_TAGS.get(auto_class)),
         library="peft" if core is not trainer.model else "transformers",
         has_processor=trainer.processing_class is not None,
+        several=getattr(core.config, "problem_type", None) == "multi_label_classification",
+        grey=getattr(core.config, "num_channels", None) == 1,
         teachers=teachers,
         uses_teacher=bool(losses.teacher_needs),
         start=start,

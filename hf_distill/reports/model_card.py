@@ -25,6 +25,14 @@ _CALLS = {
     "audio-classification": '("audio.wav")',
 }
 
+_GREY = """from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = {auto_class}.from_pretrained("{name}")
+pixels = processor(Image.open("image.png").convert("L"), return_tensors="pt")
+print(model.config.id2label[model(**pixels).logits.argmax().item()])"""
+
 
 def write_model_card(trainer: Any, **given: Any) -> None:
     """Write the card of a trainer's student to its folder; tags of a card that lies there stay."""
@@ -105,8 +113,11 @@ def _summary(facts: CardFacts) -> str:
 
 def _usage(facts: CardFacts) -> str:
     name, tag = facts.model_id, facts.pipeline_tag
+    if tag == "image-classification" and facts.has_processor and facts.grey:  # a pipeline opens images in colour
+        return _GREY.format(auto_class=facts.auto_class, name=name)
     if tag in _CALLS and facts.has_processor:
-        made = f'model = pipeline("{tag}", model="{name}")'
+        every = ", top_k=None" if facts.several else ""
+        made = f'model = pipeline("{tag}", model="{name}"{every})'
         call = '({"text": "A text.", "text_pair": "Another."})' if facts.pair else _CALLS[tag]
         return f"from transformers import pipeline\n\n{made}\nprint(model{call})"
     load = f'model = {facts.auto_class}.from_pretrained("{name}")'

@@ -60,7 +60,19 @@ def drawn(report: DistillationReport) -> Iterator[tuple[str, str, Figure]]:
         found.append((f"curves_{index}", f"Learning curves of {name}", figures.learning_curves(curves, name)))
     if layers is not None:
         found.append(("layer_similarity", "Layer similarity", figures.layer_similarity(layers)))
-    yield from ((name, title, figure) for name, title, figure in found if figure is not None)
+    for name, title, figure in found:
+        if figure is not None:
+            yield name, title, _with_plain_dollars(figure)
+
+
+def _with_plain_dollars(figure: Figure) -> Figure:
+    """Prices are no formulas, as which matplotlib reads what stands between two dollars."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text():
+            text.set_parse_math(False)
+    return figure
 
 
 def data_uri(figure: Figure) -> str:
