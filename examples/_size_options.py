@@ -96,7 +96,8 @@ class Start:
             raise SystemExit(str(error)) from error
         if not task.classes or task.several or task.label is None:
             raise SystemExit(
-                "The curve is one of accuracy, so the teacher must give one class, and the rows be labelled."
+                "The curve is one of accuracy, so the teacher must classify, with one class an answer, and the rows "
+                "be labelled."
             )
         limits = {"train": job.max_train_rows, "validation": job.max_eval_rows, "test": job.max_eval_rows}
         data = DatasetDict({name: first(data[name], limits[name]) for name in SPLITS})

@@ -422,3 +422,20 @@ class TestCompress:
         with pytest.raises(ValueError, match="holds something else, which would be lost"):
             make(tmp_path)
         assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("text", [True, True]), ("words", [True, False])])
+def test_words_move_together_but_where_a_tagger_learns_its_own(kind, expected, tmp_path, monkeypatch):
+    """A map of a narrow student has few numbers beside its table of words."""
+    together = []
+
+    def seen(stage, student, *args, **given):
+        together.append("prepare" in given)
+        return student
+
+    monkeypatch.setattr(job, "run_stage", seen)
+    words = Dataset.from_dict({"tokens": [text.split() for text in CORPUS[:40]]})
+    words = words.add_column("tags", [[len(word) % 2 for word in row] for row in words["tokens"]])
+    teacher = bert(**SIZES) if kind == "text" else bert("TokenClassification", **SIZES)
+    make(tmp_path, teacher, ROWS if kind == "text" else words, stages=BOTH)
+    assert together == expected

@@ -58,8 +58,9 @@ def compress(
        of words none. Of a set that is more than twice what the student will see, the teacher judges that much.
        Its word embeddings move together, by one linear map of the teacher's, so that words move too that are in none
        of the texts.
-    4. Of words and images it is polished on the training rows alone, at a small learning rate. The teacher's answers
-       are all it learns from; labels too where a stage of yours has a `hard_label_weight`.
+    4. Of words and images it is polished on the training rows alone, at a small learning rate, each word embedding by
+       itself. The teacher's answers are all it learns from; labels too where a stage of yours has a
+       `hard_label_weight`.
 
     Everything is kept in `output_dir`; run again, it goes on where it was interrupted, and reuses what was made with
     the same settings. The student is an ordinary model and opens without this package.

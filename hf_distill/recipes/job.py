@@ -17,6 +17,7 @@ from hf_distill.recipes.embeddings import map_embedding
 from hf_distill.recipes.material import Material
 from hf_distill.recipes.reading import require_fit, require_image_processor, require_tokenizer, without_dropout
 from hf_distill.recipes.stages import (
+    Stage,
     begin,
     content_of,
     fingerprint_of,
@@ -75,11 +76,13 @@ class Job(Material):
             "embedding": None if self.task.kind == "image" else "mapped",
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
-        mapped = {} if self.task.kind == "image" else {"prepare": partial(
+        together = {"prepare": partial(
             map_embedding, tokenizer=tokenizer, teacher=self.teacher, processing_class=self.processing_class
         )}  # fmt: skip
         for stage in self.stages:
-            settings = {"before": fingerprint_of(settings), **settings, "stage": asdict(stage)}
+            mapped = together if self.moves_together(stage) else {}
+            settings = {"before": fingerprint_of(settings), **settings, "stage": asdict(stage),
+                        "embedding": "mapped" if mapped else None}  # fmt: skip
             student = run_stage(
                 stage, student, partial(self.rows, stage, tokenizer), self.losses(stage),
                 folder=self.folder / stage.name, settings=settings,
@@ -93,6 +96,12 @@ class Job(Material):
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
         return Compressed(student, tokenizer, self.task, target, self.rows_to_see)
+
+    def moves_together(self, stage: Stage) -> bool:
+        """Whether word embeddings move by one map; each by itself where a tagger learns its own words ("Small taggers"
+        in README.md).
+        """
+        return self.task.kind == "text" or (self.task.kind == "words" and stage.data == "transfer")
 
     def trial(self, rows: int = 64) -> tuple[DistillationTrainer, PreTrainedModel]:
         """A trainer for the last stage on the first rows alone, and its student: to see that everything fits."""
