@@ -367,7 +367,7 @@ class TestCompress:
                 "The student's classes are {0: 'b', 1: 'a'}",
             ),
             ({"rows": ROWS.select([])}, "train_dataset has no rows"),
-            ({"exclude": CORPUS[:40]}, "train_dataset has no rows, or none that are not in exclude"),
+            ({"exclude": CORPUS[:40]}, "training rows are among those that must not be learnt from"),
             ({"max_length": 0}, "max_length must be at least 1, got 0"),
             ({"augmented_rows": -5}, "augmented_rows must be at least 0, got -5"),
             ({"stages": ()}, r"stages must be one at least, .* got \[\]"),
