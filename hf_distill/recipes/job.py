@@ -217,7 +217,7 @@ class Job(Material):
         if self.student is not None:
             require_fit(self.student, self.teacher, self.task, self.limits)
         if not len(self.train_dataset):
-            raise ValueError("train_dataset has no rows, or none that are not in exclude.")
+            raise ValueError("train_dataset has no rows.")
         for name in ("unlabelled", "exclude") if self.task.kind == "image" else ():
             given = getattr(self, name)
             if not hasattr(given, "__len__") or len(given):

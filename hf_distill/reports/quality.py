@@ -134,7 +134,7 @@ def default_metric(rows: TestRows) -> Metric:
         return Metric("mse", greater_is_better=False, chance=rows.labels.var(correction=0).item())
     if rows.is_multi_label:
         return Metric("micro_f1", chance=_chance_of_several(rows.labels))
-    return Metric("accuracy", chance=rows.labels.bincount().max().item() / len(rows.labels))
+    return Metric("accuracy", chance=rows.class_counts.max().item() / len(rows.labels))
 
 
 def fidelity(rows: TestRows, student: Tensor, teacher: Tensor) -> dict[str, float]:
@@ -179,9 +179,9 @@ def class_accuracy(rows: TestRows, right: Tensor) -> Tensor:
     """
     classes = len(rows.class_names)
     if rows.is_multi_label:
-        return (right.double() * rows.labels).sum(0) / rows.labels.sum(0)
+        return (right.double() * rows.labels).sum(0) / rows.class_counts
     hits = torch.zeros(classes, dtype=torch.float64).index_add_(0, rows.labels, right.double())
-    return hits / rows.labels.bincount(minlength=classes)
+    return hits / rows.class_counts
 
 
 def gain(metric: Metric, student: ModelResult, baseline: ModelResult, rows: Sequence[Tensor] | None) -> Gain:
