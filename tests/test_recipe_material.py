@@ -11,7 +11,7 @@ from datasets import Dataset
 from test_transfer_set import bert, labelled, vit
 from test_vocabulary import CORPUS, original
 
-from hf_distill.recipes import STAGES, job, material
+from hf_distill.recipes import STAGES, job, material, states
 from hf_distill.recipes.reading import has_readable_states
 from hf_distill.recipes.stages import stages_for
 from hf_distill.students.budget import count
@@ -77,27 +77,57 @@ class TestAmounts:
         rows = Dataset.from_dict({**words, "tags": [[0] * len(row) for row in words["tokens"]]})
         some = job.Job(bert("TokenClassification", **SIZES), original("wordpiece"), rows, tmp_path, STAGES)
         assert some.needs.hidden_states == (3,)
-        monkeypatch.setattr(material, "STATES_BYTES", 0)
+        monkeypatch.setattr(states, "STATES_BYTES", 0)
         assert replace(some).needs.hidden_states == ()
 
-    def test_states_of_all_tokens_are_learnt_where_the_disk_has_room(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        ("room", "positions", "layers"), [(2.01, "all", (1, 3)), (1.99, "all", (3,)), (0.99, "first", (3,))]
+    )
+    def test_as_many_states_of_texts_are_learnt_as_the_disk_has_room_for(
+        self, room, positions, layers, tmp_path, monkeypatch
+    ):
         teacher, reader = bert(**SIZES), original("wordpiece")
         some = job.Job(teacher, reader, ROWS, tmp_path, STAGES, augmented_rows=0)
         tokens = sum(len(reader(text)["input_ids"]) for text in CORPUS[:40])
-        size = 2 * tokens * SIZES["hidden_size"]  # of fp16
-        for limit, expected in ((1.01 * size, "all"), (0.99 * size, "first")):
-            monkeypatch.setattr(material, "STATES_BYTES", limit)
-            loss = replace(some).losses(STAGES[0])["representation"]
-            assert loss.positions == expected
-            assert loss.weight == {"all": 16, "first": 1}[expected] * STAGES[0].representation_weight
-            row = replace(some, answers_dir=tmp_path / expected).rows(STAGES[0], reader)[0]
-            known = len(row["input_ids"]) if expected == "all" else 1
-            assert row["teacher_hidden_states_3"].shape == (known, SIZES["hidden_size"])
+        size = 2 * tokens * SIZES["hidden_size"]  # of one layer in fp16
+        monkeypatch.setattr(states, "STATES_BYTES", room * size)
+        loss = some.losses(STAGES[0], bert(hidden_size=8, num_hidden_layers=2))["representation"]
+        assert loss.positions == positions
+        assert loss.weight == {"all": 16, "first": 1}[positions] * len(layers) * STAGES[0].representation_weight
+        row = some.rows(STAGES[0], reader)[0]
+        assert [name for name in row if "hidden" in name] == [f"teacher_hidden_states_{k}" for k in layers]
+        known = len(row["input_ids"]) if positions == "all" else 1
+        assert all(row[f"teacher_hidden_states_{k}"].shape == (known, SIZES["hidden_size"]) for k in layers)
+
+    @pytest.mark.parametrize(
+        ("blocks", "pairs"), [(1, ((1, 4),)), (2, ((1, 2), (2, 4))), (3, ((2, 2), (3, 4))), (4, ((2, 2), (4, 4)))]
+    )
+    def test_the_middle_learns_from_the_middle(self, blocks, pairs, tmp_path):
+        teacher = bert(**{**SIZES, "num_hidden_layers": 4})
+        some = job.Job(teacher, original("wordpiece"), ROWS, tmp_path, STAGES)
+        loss = some.losses(STAGES[0], bert(hidden_size=8, num_hidden_layers=blocks))["representation"]
+        assert sorted(loss.layer_mapping.resolve(blocks, 4)) == list(pairs)
+        assert loss.weight == len(pairs) * 16 * STAGES[0].representation_weight  # the mean over layers times these
+
+    def test_a_middle_of_fewer_tokens_is_left_out(self, tmp_path):
+        """Funnel shortens a text on the way, and spreads its last state over all tokens again."""
+        sizes = {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8}
+        config = hf.FunnelConfig(vocab_size=305, d_inner=32, separate_cls=False, **sizes)
+        for teacher, student in (
+            (hf.FunnelForTokenClassification(config), bert()),
+            (bert(), hf.FunnelForTokenClassification(config)),
+        ):
+            task = Task.of(bert(), ROWS)
+            batch = task.collator(original("wordpiece"))(
+                list(task.encode(ROWS.select_columns("text"), original("wordpiece"), 32))
+            )
+            print([x.shape for x in teacher(**batch, output_hidden_states=True).hidden_states])
+            assert len(states.States.of(teacher.eval(), student.eval(), task, batch, 0.0).layers) < 2
 
     def test_empty_texts_at_the_front_change_nothing(self, tmp_path):
         rows = labelled({"text": [""] * 9 + CORPUS[:40]})
         some = job.Job(bert(**SIZES), original("wordpiece"), rows, tmp_path, STAGES, augmented_rows=0)
-        assert some.needs.hidden_states == (3,)
+        assert some.needs.hidden_states == (1, 3)
 
 
 class TestReadableStates:

@@ -72,7 +72,7 @@ class Job(Material):
             "start": fingerprint_of([self._start_settings(), str(student.config)]),
             "labels": content_of(self.train_dataset, [self.task.label]) if self.task.label else None,
             "training_rows": self.rows_to_see, "arguments": with_effect(self.stage_arguments), "seed": self.seed,
-            "min_confidence": self.min_confidence, "max_length": self.max_length, "states": self.state_positions,
+            "min_confidence": self.min_confidence, "max_length": self.max_length, "states": asdict(self.states),
             "embedding": None if self.task.kind == "image" else "mapped",
         }  # fmt: skip
         collator = self.task.collator(tokenizer)
@@ -84,7 +84,7 @@ class Job(Material):
             settings = {"before": fingerprint_of(settings), **settings, "stage": asdict(stage),
                         "embedding": "mapped" if mapped else None}  # fmt: skip
             student = run_stage(
-                stage, student, partial(self.rows, stage, tokenizer), self.losses(stage),
+                stage, student, partial(self.rows, stage, tokenizer), self.losses(stage, student),
                 folder=self.folder / stage.name, settings=settings,
                 training_rows=round(stage.share * self.rows_to_see),
                 arguments=self.stage_arguments,
@@ -114,7 +114,7 @@ class Job(Material):
         })  # fmt: skip
         stage, collator = self.stages[-1], self.task.collator(tokenizer)
         return DistillationTrainer(
-            student, args, collator, few.rows(stage, tokenizer), losses=few.losses(stage)
+            student, args, collator, few.rows(stage, tokenizer), losses=few.losses(stage, student)
         ), student
 
     # ---- The student before training ----

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_distill.activations import Needs
-from hf_distill.losses import DistillationLoss, HardLabelLoss, HiddenStateLoss, SoftTargetLoss
-from hf_distill.recipes.reading import has_readable_states, number_of_layers, readable_length, width_of
+from hf_distill.losses import DistillationLoss, HardLabelLoss, SoftTargetLoss
+from hf_distill.recipes.reading import readable_length, width_of
 from hf_distill.recipes.stages import Stage, stages_for
+from hf_distill.recipes.states import States
 from hf_distill.students.budget import count, parameter_budget
 from hf_distill.tasks import Task
 from hf_distill.teachers.loading import has_fast_bf16
@@ -37,8 +38,6 @@ LIKE_LENGTHS: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if
 TRAINING_ROWS, TRAINING_TOKENS = 800_000, 40_000_000
 TIMES, MOST_TIMES, MORE = 10, 100, 2.5
 NEW_ROWS = 0.3  # at most for each row that is seen: of more, many would never be read
-STATES_PER_ANSWER = 16  # how much more the states of a text's tokens count, for which there is a single answer
-STATES_BYTES = 10e9  # the most that states of all tokens may take on disk; of longer texts only first tokens' are kept
 # The teacher judges no more rows than this many times what a stage sees: of a million texts most would never be read.
 JUDGED = 2
 
@@ -181,7 +180,7 @@ class Material:
         data = self.drawn(self.train_dataset if task_rows else self.transfer, stage.data)
         judgement = self.judged(self.encoded(data, self.processing_class, labels=False))
         where = None
-        if self.task.kind == "words" or (self.needs.hidden_states and self.state_positions == "all"):
+        if self.task.kind == "words" or (self.states.layers and self.states.positions == "all"):
             where = places(self.task, data, tokenizer, self.processing_class, self.length)
         chosen = self.confident(judgement, task_rows)
         return JudgedRows(
@@ -216,7 +215,7 @@ class Material:
         """What the teacher says about rows, asked once."""
         return judge(
             rows, self.teacher, self.task.collator(self.processing_class), self.needs, self.answers,
-            state_positions=self.state_positions, dtype=self.dtype, device=self.device,
+            state_positions=self.states.positions, dtype=self.dtype, device=self.device,
         )  # fmt: skip
 
     def confident(self, judgement: Judgement, task_rows: bool) -> Sequence[int] | None:
@@ -257,30 +256,20 @@ class Material:
             **{"output_dir": str(self.folder), "report_to": "none", **self.stage_arguments}
         )
 
-    @cached_property
+    @property
     def needs(self) -> Needs:
-        """What the teacher is asked for: logits, and its final states where they say what the head reads."""
+        """What the teacher is asked for: logits, and the states to learn."""
+        return Needs(logits=True, hidden_states=self.states.layers)
+
+    @cached_property
+    def states(self) -> States:
+        """Which of the teacher's states a student learns."""
+        if not any(stage.representation_weight for stage in self.stages):
+            return States()
         number = len(self.train_dataset)
         some = self.batch(range(0, number, max(1, number // 8)))  # from all over it: the first may be empty texts
-        with_states = any(stage.representation_weight for stage in self.stages) and has_readable_states(
-            self.teacher, self.task, some, every_token=self.state_positions == "all"
-        )
-        if self.task.kind == "words" and self.states_bytes > STATES_BYTES:
-            with_states = False  # each word has its own answer, which says most
-        last = number_of_layers(self.teacher)
-        return Needs(logits=True, hidden_states=(last,) if with_states and last else ())
-
-    @cached_property
-    def state_positions(self) -> Literal["all", "first"]:
-        """Whose final states are compared: all tokens', but of an image and of texts too long for the disk the first.
-
-        A sentence has one answer, but as many states as tokens, so that less of it is learned by heart.
-        """
-        if self.task.kind == "words":
-            return "all"
-        if self.task.kind == "image":
-            return "first"
-        return "all" if self.states_bytes <= STATES_BYTES else "first"
+        size = 0.0 if self.task.kind == "image" else self.states_bytes
+        return States.of(self.teacher, self.student, self.task, some, size)
 
     @property
     def states_bytes(self) -> float:
@@ -288,19 +277,15 @@ class Material:
         rows = min(len(self.transfer), self.most_judged("transfer"))
         return 2 * self.mean_length * rows * (width_of(self.teacher) or 0)
 
-    def losses(self, stage: Stage) -> dict[str, DistillationLoss]:
+    def losses(self, stage: Stage, student: PreTrainedModel) -> dict[str, DistillationLoss]:
         """What a stage minimises."""
         losses: dict[str, DistillationLoss] = {}
         if stage.soft_target_weight:
             losses["soft"] = SoftTargetLoss(stage.temperature, weight=stage.soft_target_weight)
         if stage.hard_label_weight:
             losses["hard"] = HardLabelLoss(stage.hard_label_weight)
-        if stage.representation_weight and self.needs.hidden_states:
-            many = self.task.kind == "text" and self.state_positions == "all"
-            losses["representation"] = HiddenStateLoss(
-                {-1: -1}, "cosine", stage.representation_weight * (STATES_PER_ANSWER if many else 1),
-                positions=self.state_positions,
-            )  # fmt: skip
+        if stage.representation_weight and self.states.layers:
+            losses["representation"] = self.states.loss(stage.representation_weight, student)
         return losses
 
     def batch(self, rows: Iterable[int]) -> dict[str, Any]:

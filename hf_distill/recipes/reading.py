@@ -84,9 +84,24 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
     return states[0].ndim == 3 and not torch.equal(states[0][:, 0], states[1][:, 0])
 
 
-def _final_state(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+@torch.no_grad()
+def has_middle_state(model: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
+    """Whether there is a state in the middle that is about the same tokens as the final one: some models shorten texts
+    on the way.
+    """
+    states = _states(model, forward_inputs(model, batch))
+    blocks = len(states) - 1
+    return blocks == number_of_layers(model) > 1 and states[blocks // 2].shape[:-1] == states[-1].shape[:-1]
+
+
+def _states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     with in_eval_mode(model):
-        return model(**inputs, output_hidden_states=True).hidden_states[-1]
+        found: tuple[Tensor, ...] = model(**inputs, output_hidden_states=True).hidden_states
+    return found
+
+
+def _final_state(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    return _states(model, inputs)[-1]
 
 
 def require_image_processor(processor: Any, task: Task) -> None:
