@@ -1,6 +1,5 @@
 """From a teacher and raw rows to a saved student: what is made, what is reused, what is refused."""
 
-import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,11 +7,11 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
-from test_transfer_set import bert, labelled, vit
+from test_transfer_set import bert, labelled
 from test_vocabulary import CORPUS, original
 
 from hf_distill import DistillationTrainer
-from hf_distill.recipes import STAGES, Stage, compress, job, train_on_labels
+from hf_distill.recipes import STAGES, Stage, compress, job
 from hf_distill.students import create, trim_vocabulary
 from hf_distill.students.width import UnprovedError
 from hf_distill.tasks import Task
@@ -35,82 +34,6 @@ def make(folder, teacher=None, rows=ROWS, reader="wordpiece", **given):
 
 def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-class TestStage:
-    @pytest.mark.parametrize(("width", "factor"), [(160, 1.0), (80, 2.0), (40, 4.0), (16, 4.0), (320, 0.5)])
-    def test_the_learning_rate_falls_with_the_width(self, width, factor):
-        narrow = bert(hidden_size=width, num_attention_heads=1, num_hidden_layers=1)
-        assert replace(STAGES[0], learning_rate=3e-3).learning_rate_of(narrow) == pytest.approx(factor * 3e-3)
-        assert Stage("all", "transfer", 1.0, 1e-2).learning_rate_of(narrow) == 1e-2
-
-    @pytest.mark.parametrize(("given", "expected"), [({}, 2e-3), ({"learning_rate": 1e-2}, 1e-2)])
-    def test_so_does_that_of_the_student_without_a_teacher(self, given, expected, tmp_path, monkeypatch):
-        class StopError(Exception):
-            pass
-
-        def seen(self, *args, **kwargs):
-            raise StopError(self.args.learning_rate)
-
-        monkeypatch.setattr(DistillationTrainer, "train", seen)
-        student, reader = bert(hidden_size=80, num_attention_heads=1, num_hidden_layers=1), original("wordpiece")
-        task = Task.of(student, ROWS)
-        rows = task.encode(ROWS, reader, 32)
-        common = {"settings": {}, "training_rows": 8, "data_collator": task.collator(reader), "arguments": QUIET}
-        with pytest.raises(StopError) as stopped:
-            train_on_labels(student, rows, rows, folder=tmp_path / "labels", **common, **given)
-        assert stopped.value.args[0] == pytest.approx(expected)
-
-    def test_the_student_without_a_teacher_is_given_time_to_learn(self, tmp_path):
-        """Of few rows the learning rate rises for many epochs, in the first of which there is nothing to gain."""
-        task, reader = Task.of(bert(**SIZES), ROWS), original("wordpiece")
-        rows, epochs = task.encode(ROWS, reader, 60), []
-        arguments = {**QUIET, "save_strategy": "no", "load_best_model_at_end": False}
-
-        class Count(hf.TrainerCallback):
-            def on_evaluate(self, args, state, control, **kwargs):
-                epochs.append(state.epoch)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hf_distill.recipes.baseline.show_bars_only", lambda trainer: trainer.add_callback(Count()))
-            train_on_labels(
-                bert(**SIZES), rows, rows, folder=tmp_path / "labels", settings={}, training_rows=200 * len(rows),
-                learning_rate=1e-12, data_collator=task.collator(reader), arguments=arguments,
-            )  # fmt: skip
-        assert len(epochs) == 12 + 3  # 6 % of 200 epochs, and three without a gain
-
-    def test_it_goes_on_where_it_was_interrupted_and_ends_as_a_straight_run(self, tmp_path, monkeypatch):
-        task, reader = Task.of(bert(**SIZES), ROWS), original("wordpiece")
-        rows, seen = task.encode(ROWS, reader, 60), []
-
-        class Kill(hf.TrainerCallback):
-            def on_epoch_begin(self, args, state, control, **kwargs):
-                seen.append(round(state.epoch))
-                if kill and state.epoch >= 2:
-                    raise KeyboardInterrupt
-
-        def train(folder):
-            return weights(train_on_labels(
-                bert(**SIZES), rows, rows, folder=folder, settings={}, training_rows=4 * len(rows), arguments=QUIET,
-                data_collator=task.collator(reader),
-            ))  # fmt: skip
-
-        monkeypatch.setattr("hf_distill.recipes.baseline.show_bars_only", lambda trainer: trainer.add_callback(Kill()))
-        kill = True
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "killed")
-        kill, seen = False, []
-        again = train(tmp_path / "killed")
-        assert seen == [2, 3]
-        straight = train(tmp_path / "straight")
-        assert all(torch.equal(again[name], straight[name]) for name in straight)
-
-    def test_the_width_of_stages_is_the_last_one_s(self):
-        stage = Stage("all", "transfer", 1.0, 1e-3, learning_rate_width=32)
-        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-        assert stage.learning_rate_of(hf.ResNetForImageClassification(hf.ResNetConfig(**sizes))) == pytest.approx(2e-3)
-        distilbert = hf.DistilBertModel(hf.DistilBertConfig(dim=64, n_heads=1, n_layers=1, hidden_dim=8, vocab_size=9))
-        assert stage.learning_rate_of(distilbert) == pytest.approx(5e-4)
 
 
 class TestCompress:
@@ -344,84 +267,6 @@ class TestCompress:
         made = make(tmp_path, bert(num_labels=1, vocab_size=500), rows, compression=None, student=own)
         assert made.student.config.hidden_size == own.config.hidden_size
         assert not torch.equal(made.student.classifier.weight, own.classifier.weight)
-
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"training_rows": 0}, "training_rows must be at least 1"),
-            (
-                {
-                    "rows": Dataset.from_dict({"text": CORPUS[:4]}),
-                    "stages": (Stage("labels", "task", 1.0, 1e-3, hard_label_weight=1.0),),
-                },
-                "No column of .* holds labels",
-            ),
-            ({"max_parameters": 10_000, "compression": 3}, "both limit the size"),
-            ({"min_confidence": 1.5}, "nowhere as confident as"),
-            ({"compression": 1000}, "No student of at most .* in compress by student=create_student"),
-            ({"student": bert()}, "compression is the size of a student to make"),
-            ({"student": bert(vocab_size=100), "compression": None}, "has 100 tokens, but reads the teacher's 305"),
-            ({"student": bert(num_labels=3), "compression": None}, "The student's classes are .*LABEL_2"),
-            (
-                {"student": bert(id2label={0: "b", 1: "a"}, label2id={"b": 0, "a": 1}), "compression": None},
-                "The student's classes are {0: 'b', 1: 'a'}",
-            ),
-            ({"rows": ROWS.select([])}, "train_dataset has no rows"),
-            ({"exclude": CORPUS[:40]}, "training rows are among those that must not be learnt from"),
-            ({"max_length": 0}, "max_length must be at least 1, got 0"),
-            ({"augmented_rows": -5}, "augmented_rows must be at least 0, got -5"),
-            ({"stages": ()}, r"stages must be one at least, .* got \[\]"),
-            ({"stages": 2 * STAGES[:1]}, r"a name of its own, got \['transfer', 'transfer'\]"),
-            (
-                {"arguments": {"num_train_epochs": 1}},
-                "num_train_epochs has no place in `arguments`. Set training_rows",
-            ),
-            (
-                {"teacher": vit(), "rows": labelled({"image": torch.rand(2, 8, 8).tolist()}, None), "reader": None},
-                "processing_class must be the teacher's image processor, got NoneType",
-            ),
-            ({"reader": None}, "processing_class must be the teacher's tokenizer, got NoneType"),
-            ({"teacher": bert(vocab_size=100)}, "has ids up to 299, the teacher 100 embeddings"),
-            (
-                {
-                    "teacher": vit(),
-                    "rows": labelled({"pixel_values": torch.rand(2, 1, 8, 8).tolist()}, None),
-                    "exclude": ["a"],
-                },
-                "exclude is for texts and words",
-            ),
-            (
-                {
-                    "teacher": vit(),
-                    "rows": labelled({"pixel_values": torch.rand(2, 1, 8, 8).tolist()}, None),
-                    "unlabelled": ["a"],
-                },
-                "unlabelled is for texts and words",
-            ),
-        ],
-    )
-    def test_mistakes_are_refused(self, tmp_path, given, message):
-        with pytest.raises(ValueError, match=message):
-            make(tmp_path, **given)
-
-    def test_a_tokenizer_that_cannot_pad_is_refused(self, tmp_path):
-        reader = copy.deepcopy(original("wordpiece"))
-        reader.pad_token = None
-        with pytest.raises(ValueError, match="no padding token, which batches need"):
-            compress(bert(**SIZES), reader, ROWS, tmp_path)
-
-    def test_several_gpus_are_refused_before_the_teacher_is_asked(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(hf.TrainingArguments, "n_gpu", 2)
-        with pytest.raises(ValueError, match=r"1 processes and 2 GPUs.*CUDA_VISIBLE_DEVICES=0"):
-            make(tmp_path)
-
-    @pytest.mark.parametrize("name", ["start", "transfer"])
-    def test_files_of_others_stay(self, tmp_path, name):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "thesis.txt").write_text("years of work")
-        with pytest.raises(ValueError, match="holds something else, which would be lost"):
-            make(tmp_path)
-        assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("text", [True, True]), ("words", [True, False])])

@@ -109,20 +109,17 @@ class TestAmounts:
         assert sorted(loss.layer_mapping.resolve(blocks, 4)) == list(pairs)
         assert loss.weight == len(pairs) * 16 * STAGES[0].representation_weight  # the mean over layers times these
 
-    def test_a_middle_of_fewer_tokens_is_left_out(self, tmp_path):
+    @pytest.mark.parametrize("who", ["teacher", "student"])
+    def test_a_middle_of_fewer_tokens_is_left_out(self, who):
         """Funnel shortens a text on the way, and spreads its last state over all tokens again."""
         sizes = {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8}
         config = hf.FunnelConfig(vocab_size=305, d_inner=32, separate_cls=False, **sizes)
-        for teacher, student in (
-            (hf.FunnelForTokenClassification(config), bert()),
-            (bert(), hf.FunnelForTokenClassification(config)),
-        ):
-            task = Task.of(bert(), ROWS)
-            batch = task.collator(original("wordpiece"))(
-                list(task.encode(ROWS.select_columns("text"), original("wordpiece"), 32))
-            )
-            print([x.shape for x in teacher(**batch, output_hidden_states=True).hidden_states])
-            assert len(states.States.of(teacher.eval(), student.eval(), task, batch, 0.0).layers) < 2
+        models = {"teacher": bert(), "student": bert()}
+        task, reader = Task.of(bert(), ROWS), original("wordpiece")
+        batch = task.collator(reader)(list(task.encode(ROWS.select_columns("text"), reader, 32)))
+        assert len(states.States.of(**models, task=task, batch=batch, size=0.0).layers) == 2
+        models[who] = hf.FunnelForTokenClassification(config).eval()
+        assert len(states.States.of(**models, task=task, batch=batch, size=0.0).layers) == 1
 
     def test_empty_texts_at_the_front_change_nothing(self, tmp_path):
         rows = labelled({"text": [""] * 9 + CORPUS[:40]})

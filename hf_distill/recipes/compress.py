@@ -53,9 +53,10 @@ def compress(
        most important blocks, units and rows ([`create_student`]), as measured on task rows.
     2. The teacher judges the transfer set once: the training rows, the `unlabelled` ones, and new ones made of the
        training rows (`build_transfer_set`; of images, shifted and mixed views).
-    3. The student learns the teacher's answers and its final states, of every token, on all of them, without labels.
-       States take 2 bytes a number on disk; where that is more than 10 GB, those of first tokens alone are kept, and
-       of words none. Of a set that is more than twice what the student will see, the teacher judges that much.
+    3. The student learns the teacher's answers and its final states, of every token, on all of them, without labels;
+       of texts the states in the middle of the teacher too. States take 2 bytes a number on disk; where that is more
+       than 10 GB, those in the middle are left out, then all but those of first tokens, and of words all. Of a set
+       that is more than twice what the student will see, the teacher judges that much.
        Its word embeddings move together, by one linear map of the teacher's, so that words move too that are in none
        of the texts.
     4. Of words and images it is polished on the training rows alone, at a small learning rate, each word embedding by

@@ -47,9 +47,10 @@ class Stage:
         learning_rate: Its highest; it rises over the first 6 % of the steps and falls linearly to 0.
         learning_rate_width: The width of a student for which that is right; for others it is scaled by [`rate_for`].
             By default the rate is the same for every student.
-        representation_weight: Weight of the distance between final states: of all tokens where the answer is about
-            words; of all tokens and 16 times as much where there is one answer for a whole text; of what the heads
-            read alone, of images and where a text's states would take too much of the disk.
+        representation_weight: Weight of the distance between states: of all tokens' final ones where the answer is
+            about words; of all tokens' final ones and those in the middle, each 16 times as much, where there is one
+            answer for a whole text; of what the heads read alone, of images and where a text's states would take too
+            much of the disk.
         soft_target_weight: Weight of the soft targets.
         hard_label_weight: Weight of the labels.
         temperature: Of the soft targets.
