@@ -12,7 +12,7 @@ from test_transfer_set import bert, labelled, vit
 from test_vocabulary import CORPUS, original
 
 from hf_distill.recipes import STAGES, job, material, states
-from hf_distill.recipes.reading import has_readable_states
+from hf_distill.recipes.reading import has_middle_state, has_readable_states
 from hf_distill.recipes.stages import stages_for
 from hf_distill.students.budget import count
 from hf_distill.tasks import Task
@@ -100,13 +100,18 @@ class TestAmounts:
         assert all(row[f"teacher_hidden_states_{k}"].shape == (known, SIZES["hidden_size"]) for k in layers)
 
     @pytest.mark.parametrize(
-        ("blocks", "pairs"), [(1, ((1, 4),)), (2, ((1, 2), (2, 4))), (3, ((2, 2), (3, 4))), (4, ((2, 2), (4, 4)))]
-    )
-    def test_the_middle_learns_from_the_middle(self, blocks, pairs, tmp_path):
-        teacher = bert(**{**SIZES, "num_hidden_layers": 4})
+        ("theirs", "ours", "pairs"),
+        [
+            (4, 1, ((1, 4),)), (4, 2, ((1, 2), (2, 4))), (4, 3, ((2, 2), (3, 4))), (4, 4, ((2, 2), (4, 4))),
+            (3, 3, ((1, 1), (3, 3))), (3, 2, ((1, 1), (2, 3))), (5, 2, ((1, 2), (2, 5))), (12, 3, ((2, 6), (3, 12))),
+            (2, 5, ((2, 1), (5, 2))), (1, 2, ((2, 1),)),
+        ],
+    )  # fmt: skip
+    def test_the_middle_learns_from_the_middle(self, theirs, ours, pairs, tmp_path):
+        teacher = bert(**{**SIZES, "num_hidden_layers": theirs})
         some = job.Job(teacher, original("wordpiece"), ROWS, tmp_path, STAGES)
-        loss = some.losses(STAGES[0], bert(hidden_size=8, num_hidden_layers=blocks))["representation"]
-        assert sorted(loss.layer_mapping.resolve(blocks, 4)) == list(pairs)
+        loss = some.losses(STAGES[0], bert(hidden_size=8, num_hidden_layers=ours))["representation"]
+        assert sorted(loss.layer_mapping.resolve(ours, theirs)) == list(pairs)
         assert loss.weight == len(pairs) * 16 * STAGES[0].representation_weight  # the mean over layers times these
 
     @pytest.mark.parametrize("who", ["teacher", "student"])
@@ -120,6 +125,15 @@ class TestAmounts:
         assert len(states.States.of(**models, task=task, batch=batch, size=0.0).layers) == 2
         models[who] = hf.FunnelForTokenClassification(config).eval()
         assert len(states.States.of(**models, task=task, batch=batch, size=0.0).layers) == 1
+
+    @pytest.mark.parametrize("length", [8, 32, 33])
+    def test_so_is_one_that_is_longer_than_the_text(self, length):
+        """BigBird's blocks see texts padded to a multiple, of which the last state alone is freed."""
+        sizes = {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 64, "num_attention_heads": 2}
+        config = hf.BigBirdConfig(vocab_size=305, attention_type="block_sparse", **sizes, **SIZES)
+        batch = {"input_ids": torch.randint(5, 300, (2, length)), "attention_mask": torch.ones(2, length).long()}
+        assert not has_middle_state(hf.BigBirdForSequenceClassification(config).eval(), batch)
+        assert has_middle_state(bert(**SIZES), batch)
 
     def test_empty_texts_at_the_front_change_nothing(self, tmp_path):
         rows = labelled({"text": [""] * 9 + CORPUS[:40]})

@@ -86,18 +86,24 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
 
 @torch.no_grad()
 def has_middle_state(model: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
-    """Whether there is a state in the middle that is about the same tokens as the final one: some models shorten texts
-    on the way.
+    """Whether there is a state in the middle about the tokens that are read, one for each: some models shorten texts
+    on the way, or lengthen them to a multiple of something.
     """
-    states = _states(model, forward_inputs(model, batch))
-    blocks = len(states) - 1
-    return blocks == number_of_layers(model) > 1 and states[blocks // 2].shape[:-1] == states[-1].shape[:-1]
+    blocks, inputs = number_of_layers(model), forward_inputs(model, batch)
+    shape = inputs["input_ids"].shape
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        return False  # BigBird lengthens texts, until it has seen a short one
+    shorter = {name: x[:, :-1] if x.shape[:2] == shape else x for name, x in inputs.items()}
+    for some in (inputs, shorter):
+        states = _states(model, some)
+        if not len(states) - 1 == blocks > 1 or states[blocks // 2].shape[:-1] != some["input_ids"].shape:
+            return False
+    return True
 
 
 def _states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     with in_eval_mode(model):
-        found: tuple[Tensor, ...] = model(**inputs, output_hidden_states=True).hidden_states
-    return found
+        return getattr(model(**inputs, output_hidden_states=True), "hidden_states", None) or ()
 
 
 def _final_state(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:

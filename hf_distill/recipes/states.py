@@ -64,10 +64,11 @@ class States:
     def loss(self, weight: float, student: PreTrainedModel) -> HiddenStateLoss:
         """The distance between the states, each with this weight.
 
-        The state in the student's middle, of an odd number of blocks after the larger half, learns from the one in
-        the teacher's; a student of one block has none.
+        The state in the teacher's middle is learned by the student's as far on the way; a student of one block has
+        none.
         """
         pairs, blocks = {-1: -1}, number_of_layers(student)
         if len(self.layers) == 2 and blocks > 1:
-            pairs = {(blocks + 1) // 2: self.layers[0], **pairs}
+            middle, last = self.layers
+            pairs = {max(1, round(blocks * middle / last)): middle, **pairs}
         return HiddenStateLoss(pairs, "cosine", weight * self.factor * len(pairs), positions=self.positions)
