@@ -76,7 +76,7 @@ class TestRun:
         assert "knowledge-distillation" in card
         assert "retention" in card.lower()
         assert "AutoTokenizer" in card or "pipeline(" in card  # a student with its tokenizer
-        assert re.search(r"transfer, 20 steps over \d\d rows: 1 \* soft.* \+ 16 \* representation", card)
+        assert re.search(r"transfer, 20 steps over \d\d rows: 1 \* soft.* \+ 32 \* representation", card)
         assert "in one stage, which had the arguments below" in card
         classify = hf.pipeline("text-classification", model=str(done / "student"), device="cpu")
         assert classify(CORPUS[70])[0]["label"] in ("no", "yes")
