@@ -135,6 +135,22 @@ class TestAmounts:
         assert not has_middle_state(hf.BigBirdForSequenceClassification(config).eval(), batch)
         assert has_middle_state(bert(**SIZES), batch)
 
+    @pytest.mark.parametrize(("scale", "kept"), [(1.0, True), (1e7, False)])
+    def test_so_is_one_that_is_too_large_to_be_kept(self, scale, kept):
+        """A decoder's residual stream before the last norm."""
+        sizes = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 305, "pad_token_id": 0}
+        teacher = hf.LlamaForSequenceClassification(hf.LlamaConfig(**sizes, **SIZES)).eval()
+        with torch.no_grad():
+            teacher.get_input_embeddings().weight.mul_(scale)
+        batch = {"input_ids": torch.randint(5, 300, (2, 6)), "attention_mask": torch.ones(2, 6).long()}
+        assert has_middle_state(teacher, batch) == kept
+        states_of_all = teacher(**batch, output_hidden_states=True).hidden_states
+        assert bool(states_of_all[1].half().isfinite().all()) == kept
+        assert states_of_all[-1].half().isfinite().all()
+
+    def test_texts_of_one_token_have_a_middle_too(self):
+        assert has_middle_state(bert(**SIZES), {"input_ids": torch.tensor([[7], [9]])})
+
     def test_empty_texts_at_the_front_change_nothing(self, tmp_path):
         rows = labelled({"text": [""] * 9 + CORPUS[:40]})
         some = job.Job(bert(**SIZES), original("wordpiece"), rows, tmp_path, STAGES, augmented_rows=0)

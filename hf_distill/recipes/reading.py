@@ -86,17 +86,21 @@ def has_readable_states(model: PreTrainedModel, task: Task, batch: Mapping[str, 
 
 @torch.no_grad()
 def has_middle_state(model: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
-    """Whether there is a state in the middle about the tokens that are read, one for each: some models shorten texts
-    on the way, or lengthen them to a multiple of something.
+    """Whether there is a state in the middle about the tokens that are read, one for each, and far within fp16.
+
+    Some models shorten texts on the way, or lengthen them to a multiple of something; decoders' states may be huge
+    before their last norm.
     """
     blocks, inputs = number_of_layers(model), forward_inputs(model, batch)
     shape = inputs["input_ids"].shape
     if getattr(model.config, "attention_type", None) == "block_sparse":
         return False  # BigBird lengthens texts, until it has seen a short one
     shorter = {name: x[:, :-1] if x.shape[:2] == shape else x for name, x in inputs.items()}
-    for some in (inputs, shorter):
+    for some in (inputs, shorter) if shape[1] > 1 else (inputs,):
         states = _states(model, some)
         if not len(states) - 1 == blocks > 1 or states[blocks // 2].shape[:-1] != some["input_ids"].shape:
+            return False
+        if not states[blocks // 2].abs().max() < torch.finfo(torch.float16).max / 4:
             return False
     return True
 
